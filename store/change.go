@@ -1,0 +1,288 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// change is one operation that writes.
+type change struct {
+	op     string // for the audit: "secret.put", …
+	object string // the name it concerns, as the caller wrote it
+	on     secret.Path
+	want   secret.Permission
+	// fingerprint binds the write id to what is asked.
+	fingerprint [][]byte
+	// validate is called once the caller is known to be allowed to ask.
+	validate func() error
+	// build makes the command on p; now, when not nil, holds newer values than p
+	// of what the command names. A *secret.Error is a negative answer.
+	build func(p *published, now *fsmpb.Current) (*fsmpb.Command, error)
+}
+
+// retryPause is the time between attempts while there is no leader or the
+// outcome of an attempt is unknown. Elections take some hundred milliseconds.
+const retryPause = 25 * time.Millisecond
+
+// change carries c through: decide, audit, propose, decide again when what the
+// decision rested on has moved. One write id holds for all attempts, so that
+// the change is applied at most once whatever happened to each.
+func (s *Store) change(ctx context.Context, r Request, c change) (*fsmpb.Result, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	unlock, err := s.queues.lock(ctx, c.object)
+	if err != nil {
+		return nil, s.refuse(r, c.op, c.object, secret.Errorf(secret.CodeOverloaded, "too many writers wait for this path"))
+	}
+	defer unlock()
+
+	p, err := s.current()
+	if err != nil {
+		return nil, s.refuse(r, c.op, c.object, err)
+	}
+	id, index := s.scoped(r, p.view.Index())
+	print, err := s.cfg.Keys.Fingerprint(append([][]byte{[]byte(c.op), []byte(c.object)}, c.fingerprint...)...)
+	if err != nil {
+		return nil, s.refuse(r, c.op, c.object, err)
+	}
+	w := &writing{store: s, r: r, c: c, p: p, id: &fsmpb.WriteID{Id: id[:], Index: index, Request: print}}
+	result, err := w.run(ctx)
+	if err != nil {
+		return nil, w.fail(err)
+	}
+	return result, nil
+}
+
+// writing is one run of a change.
+type writing struct {
+	store    *Store
+	r        Request
+	c        change
+	id       *fsmpb.WriteID
+	p        *published
+	fresh    bool           // p came from a read-index round
+	now      *fsmpb.Current // newer than p: from a rejection
+	intended bool           // the intent is on record
+	unknown  bool           // an attempt may have taken effect
+}
+
+func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
+	for {
+		command, err := w.decide(ctx)
+		if err != nil {
+			return nil, err
+		}
+		result, err := w.propose(ctx, command)
+		if err != nil {
+			return nil, err
+		}
+		switch result.Code {
+		case fsmpb.Code_OK:
+			return result, w.store.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseOutcome, Path: w.c.object,
+				Decision: audit.Allow, Result: "ok", Version: result.Version, Index: result.Index}, true)
+		case fsmpb.Code_CONFLICT:
+			w.now = result.Current
+		case fsmpb.Code_BASIS_MOVED:
+			if err := w.refresh(ctx); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, rejection(result)
+		}
+	}
+}
+
+// decide authorises, validates and builds on the view in hand. When the answer
+// would be negative and that view may be old, it looks again on a fresh one.
+func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
+	s := w.store
+	for {
+		d := w.p.policies.Decide(w.r.Caller, w.c.want, w.c.on)
+		if !d.Allowed {
+			if !w.fresh {
+				if err := w.refresh(ctx); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			return nil, errDenied
+		}
+		if w.c.validate != nil {
+			if err := w.c.validate(); err != nil {
+				return nil, err
+			}
+		}
+		command, err := w.c.build(w.p, w.now)
+		var negative *secret.Error
+		if errors.As(err, &negative) && negative.Code != secret.CodeSealed && !w.fresh && w.now == nil {
+			if err := w.refresh(ctx); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !w.intended {
+			if err := s.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseIntent, Path: w.c.object,
+				Decision: audit.Allow, By: d.By, Index: w.p.view.Index()}, true); err != nil {
+				return nil, err
+			}
+			w.intended = true
+		}
+		epoch, err := s.cfg.Keys.DataEpoch()
+		if err != nil {
+			return nil, err
+		}
+		command.Level = 1
+		command.TimeUnixNano = s.cfg.Now().UnixNano()
+		command.WriteId = w.id
+		command.Basis = &fsmpb.Basis{PolicyRevision: proto.Uint64(w.p.view.PolicyRevision()),
+			SealGeneration: proto.Uint64(w.p.view.Seal().Generation), DataEpoch: epoch}
+		return command, nil
+	}
+}
+
+var errDenied = errors.New("denied")
+
+func (w *writing) refresh(ctx context.Context) error {
+	p, err := w.store.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	w.p, w.fresh, w.now = p, true, nil
+	return nil
+}
+
+// propose tries until there is a result or the time is up. An attempt whose
+// outcome is unknown is repeated under the same write id: if it did take
+// effect, the state machine answers with that result.
+func (w *writing) propose(ctx context.Context, command *fsmpb.Command) (*fsmpb.Result, error) {
+	encoded, err := proto.Marshal(command)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		answer, err := w.store.cfg.Log.Propose(ctx, encoded)
+		if err == nil {
+			result := &fsmpb.Result{}
+			if err := proto.Unmarshal(answer, result); err != nil {
+				w.unknown = true
+				return nil, secret.Errorf(secret.CodeInternal, "the leader's answer is not understood; are all peers of one release?")
+			}
+			return result, nil
+		}
+		switch secret.CodeOf(err) {
+		case secret.CodeUnknown:
+			w.unknown = true
+		case secret.CodeUnavailable:
+		default:
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// fail records how the change ended and says it to the caller. Once an attempt
+// may have taken effect, only a result from the log may say anything else.
+func (w *writing) fail(err error) error {
+	s := w.store
+	if errors.Is(err, errDenied) {
+		if !w.intended {
+			return s.deny(w.r, w.c.op, w.c.object, w.p)
+		}
+		err = secret.Errorf(secret.CodeDenied, "this identity may not do that any more; a policy changed meanwhile")
+	}
+	code := secret.CodeOf(err)
+	if w.unknown && (code == secret.CodeUnavailable || code == secret.CodeUnknown || code == secret.CodeOverloaded) {
+		err = &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
+	}
+	if !w.intended {
+		return s.refuse(w.r, w.c.op, w.c.object, err)
+	}
+	record := audit.Record{Op: w.c.op, Phase: audit.PhaseOutcome, Path: w.c.object, Decision: audit.Refuse, Result: string(secret.CodeOf(err))}
+	if auditErr := s.record(w.r, record, true); auditErr != nil {
+		return auditErr
+	}
+	return err
+}
+
+// rejection turns a result that ends the change into an error.
+func rejection(result *fsmpb.Result) error {
+	switch result.Code {
+	case fsmpb.Code_NOT_FOUND:
+		return secret.Errorf(secret.CodeNotFound, "there is nothing that this could change")
+	case fsmpb.Code_SEALED:
+		return secret.Errorf(secret.CodeSealed, "the cluster is sealed by an operator")
+	case fsmpb.Code_WINDOW_EXPIRED:
+		return secret.Errorf(secret.CodeUnknown, "the write id is too old to know whether it was applied; read before writing again")
+	case fsmpb.Code_WRITE_ID_REUSED:
+		return secret.Invalid("write id", "it was used for another request")
+	case fsmpb.Code_TOO_LARGE:
+		return secret.Errorf(secret.CodeTooLarge, "the secret is larger than the cluster allows")
+	case fsmpb.Code_STATE_FULL:
+		return secret.Errorf(secret.CodeFull, "the cluster's state has reached its limit; purge what is not needed or raise state_limit_bytes")
+	case fsmpb.Code_NOT_FOUNDED:
+		return secret.Errorf(secret.CodeUnavailable, "the cluster is still being formed")
+	}
+	return &secret.Error{Code: secret.CodeInternal, Message: "the change was refused by the state machine", Reason: result.Code.String(), Cause: errors.New(result.Reason)}
+}
+
+// queues lets the writers of one name on this peer go one after the other.
+type queues struct {
+	mu   sync.Mutex // guards the map and the counts in it
+	byID map[string]*queue
+}
+
+type queue struct {
+	turn  chan struct{} // holds a token while nobody has the turn
+	users int
+}
+
+// maxWaiting bounds the writers that wait for one name on one peer.
+const maxWaiting = 1024
+
+func (q *queues) lock(ctx context.Context, name string) (unlock func(), err error) {
+	q.mu.Lock()
+	if q.byID == nil {
+		q.byID = map[string]*queue{}
+	}
+	mine := q.byID[name]
+	if mine == nil {
+		mine = &queue{turn: make(chan struct{}, 1)}
+		mine.turn <- struct{}{}
+		q.byID[name] = mine
+	}
+	if mine.users >= maxWaiting {
+		q.mu.Unlock()
+		return nil, context.DeadlineExceeded
+	}
+	mine.users++
+	q.mu.Unlock()
+	leave := func() {
+		q.mu.Lock()
+		if mine.users--; mine.users == 0 {
+			delete(q.byID, name)
+		}
+		q.mu.Unlock()
+	}
+	select {
+	case <-mine.turn:
+		return func() { mine.turn <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,113 @@
+package store
+
+import (
+	"context"
+
+	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// EncryptWire encrypts the caller's data under the cluster's cipher key; it is
+// not stored. The right is "execute" on SystemCipher.
+func (s *Store) EncryptWire(ctx context.Context, r Request, plaintext []byte) (nonce, ciphertext []byte, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if _, err := s.read(ctx, r, "cipher.encrypt", "", secret.SystemCipher, secret.Execute); err != nil {
+		return nil, nil, err
+	}
+	return s.cfg.Keys.EncryptWire(plaintext)
+}
+
+// DecryptWire reverses EncryptWire, on any peer.
+func (s *Store) DecryptWire(ctx context.Context, r Request, nonce, ciphertext []byte) ([]byte, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if _, err := s.read(ctx, r, "cipher.decrypt", "", secret.SystemCipher, secret.Execute); err != nil {
+		return nil, err
+	}
+	return s.cfg.Keys.DecryptWire(nonce, ciphertext)
+}
+
+// MayCipher tells whether the caller may use the cipher, for surfaces that must
+// answer so before they read a long body. The operation itself decides again.
+func (s *Store) MayCipher(ctx context.Context, r Request) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	_, err := s.read(ctx, r, "cipher", "", secret.SystemCipher, secret.Execute)
+	return err
+}
+
+// Verify opens a ciphertext for the bootstrap job, which compares the hash of
+// what it contains: proof that this cluster has its keys.
+func (s *Store) Verify(ctx context.Context, r Request, nonce, ciphertext []byte) ([]byte, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if err := s.only(ctx, r, "bootstrap.verify", false, secret.RoleBootstrap); err != nil {
+		return nil, err
+	}
+	if _, err := s.fresh(ctx); err != nil {
+		return nil, err
+	}
+	return s.cfg.Keys.DecryptWire(nonce, ciphertext)
+}
+
+// Initialise gives a new cluster its keys.
+func (s *Store) Initialise(ctx context.Context, r Request, shares, threshold int) error {
+	return s.operate(ctx, r, "cluster.initialise", func() error {
+		return s.cfg.Operator.Initialise(ctx, shares, threshold)
+	}, secret.RoleBootstrap, secret.RoleSuperuser)
+}
+
+// Recover exports all shares of the root key.
+func (s *Store) Recover(ctx context.Context, r Request) (shares []RecoveryShare, err error) {
+	err = s.operate(ctx, r, "operator.recover", func() error {
+		shares, err = s.cfg.Operator.RecoveryShares(ctx)
+		return err
+	}, secret.RoleRecover)
+	return shares, err
+}
+
+// Restore takes one recovery share.
+func (s *Store) Restore(ctx context.Context, r Request, share RecoveryShare) (progress RestoreProgress, err error) {
+	err = s.operate(ctx, r, "operator.restore", func() error {
+		progress, err = s.cfg.Operator.Restore(ctx, share)
+		return err
+	}, secret.RoleRestore)
+	return progress, err
+}
+
+// Inspect authorises and audits looking at the state of the cluster. Needed
+// most when things are broken, it asks no other peer and no keys.
+func (s *Store) Inspect(ctx context.Context, r Request) error {
+	return s.only(ctx, r, "cluster.status", false, secret.RoleSuperuser, secret.RoleAdmin, secret.RoleOperator, secret.RoleRecover, secret.RoleRestore, secret.RoleBootstrap)
+}
+
+// only lets the roles pass; no policy can grant what it guards (SPIKE ADR-0029).
+func (s *Store) only(_ context.Context, r Request, op string, change bool, roles ...secret.Role) error {
+	for _, role := range roles {
+		if r.Caller.Role == role {
+			phase := audit.PhaseDecision
+			if change {
+				phase = audit.PhaseIntent
+			}
+			return s.record(r, audit.Record{Op: op, Phase: phase, Decision: audit.Allow, By: "role " + string(role), Index: s.Index()}, change)
+		}
+	}
+	return s.deny(r, op, "", nil)
+}
+
+// operate runs an operator's change between intent and outcome.
+func (s *Store) operate(ctx context.Context, r Request, op string, act func() error, roles ...secret.Role) error {
+	if err := s.only(ctx, r, op, true, roles...); err != nil {
+		return err
+	}
+	err := act()
+	outcome := audit.Record{Op: op, Phase: audit.PhaseOutcome, Decision: audit.Allow, Result: "ok", Index: s.Index()}
+	if err != nil {
+		outcome.Decision, outcome.Result = audit.Refuse, string(secret.CodeOf(err))
+	}
+	if auditErr := s.record(r, outcome, true); auditErr != nil {
+		return auditErr
+	}
+	return err
+}

@@ -1,0 +1,207 @@
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"time"
+
+	"github.com/tidwall/btree"
+
+	"github.com/spike-ha/spike-ha/fsm"
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/policy"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// published is all that a reader can see, of one index. It never changes.
+type published struct {
+	view     *fsm.View
+	paths    *btree.BTreeG[named] // readable names, in order
+	policies *policy.Set
+	damaged  int // records that could not be decrypted or understood
+}
+
+type named struct {
+	path  secret.Path
+	token fsm.Token
+}
+
+func byPath(a, b named) bool { return a.path < b.path }
+
+// observer derives publications from the deltas of the state machine. Its
+// fields are owned by whoever builds (first Open, then the apply goroutine).
+type observer struct {
+	store *Store
+	ready chan struct{} // closed when the first publication is made
+	next  published
+	stop  func()
+}
+
+// Open makes the store serve: the keys are there. It derives the first
+// publication from the present view and follows every later one; no delta is
+// lost between the two, because the machine gives view and subscription at once.
+func (s *Store) Open() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live != nil {
+		return
+	}
+	o := &observer{store: s, ready: make(chan struct{})}
+	view, stop := s.cfg.Machine.Observe(o)
+	o.stop = stop
+	o.reset(view)
+	s.live = o
+	s.public.Store(o.snapshot())
+	close(o.ready)
+	if o.next.damaged > 0 {
+		s.cfg.Logger.Error("some records could not be decrypted; they are not served", "records", o.next.damaged)
+	}
+}
+
+// Close makes the store sealed again. Operations that have a publication in
+// hand finish or fail by their keys.
+func (s *Store) Close() {
+	s.mu.Lock()
+	o := s.live
+	s.live = nil
+	s.public.Store(nil)
+	s.mu.Unlock()
+	if o != nil {
+		o.stop()
+	}
+}
+
+// Damaged counts records of the present publication that could not be decrypted.
+func (s *Store) Damaged() int {
+	if p := s.public.Load(); p != nil {
+		return p.damaged
+	}
+	return 0
+}
+
+// Changed publishes the state after one entry.
+func (o *observer) Changed(d fsm.Delta) {
+	<-o.ready
+	if d.Reset {
+		o.reset(d.View)
+	} else {
+		o.follow(d)
+	}
+	o.store.mu.Lock()
+	defer o.store.mu.Unlock()
+	if o.store.live == o {
+		o.store.public.Store(o.snapshot())
+	}
+}
+
+// snapshot freezes what was derived so far.
+func (o *observer) snapshot() *published {
+	p := o.next
+	p.paths = o.next.paths.Copy()
+	return &p
+}
+
+func (o *observer) reset(view *fsm.View) {
+	o.next = published{view: view, paths: btree.NewBTreeGOptions(byPath, btree.Options{NoLocks: true})}
+	for record := range view.Secrets() {
+		o.name(record)
+	}
+	var compiled []*policy.Compiled
+	for record := range view.Policies() {
+		if p := o.policy(record); p != nil {
+			compiled = append(compiled, p)
+		}
+	}
+	o.next.policies = policy.NewSet(compiled...)
+}
+
+func (o *observer) follow(d fsm.Delta) {
+	o.next.view = d.View
+	for _, c := range d.Secrets {
+		switch {
+		case c.Old == nil && c.New != nil:
+			o.name(c.New)
+		case c.Old != nil && c.New == nil:
+			if path, ok := o.open(c.Old); ok {
+				o.next.paths.Delete(named{path: path})
+			}
+		}
+	}
+	if len(d.Policies) == 0 {
+		return
+	}
+	var put []*policy.Compiled
+	var drop []string
+	for _, c := range d.Policies {
+		if c.New != nil {
+			if p := o.policy(c.New); p != nil {
+				put = append(put, p)
+				continue
+			}
+		}
+		if c.Old != nil { // gone, or replaced by one that cannot be read: it grants nothing
+			if p := o.policy(c.Old); p != nil {
+				drop = append(drop, p.Name)
+			}
+		}
+	}
+	o.next.policies = o.next.policies.With(put, drop)
+}
+
+// name adds a secret's readable name to the index.
+func (o *observer) name(record *fsmpb.Secret) {
+	if path, ok := o.open(record); ok {
+		o.next.paths.Set(named{path, fsm.Token(record.Token)})
+	}
+}
+
+func (o *observer) open(record *fsmpb.Secret) (secret.Path, bool) {
+	plain, err := o.store.cfg.Keys.Decrypt(KindName, fsm.Token(record.Token), 0, record.Name)
+	if err != nil {
+		o.next.damaged++
+		return "", false
+	}
+	return secret.Path(plain), true
+}
+
+func (o *observer) policy(record *fsmpb.Policy) *policy.Compiled {
+	plain, err := o.store.cfg.Keys.Decrypt(KindPolicy, fsm.Token(record.Token), 0, record.Body)
+	if err == nil {
+		var body policyBody
+		if json.Unmarshal(plain, &body) == nil {
+			if p, err := policy.Compile(body.policy()); err == nil {
+				return p
+			}
+		}
+	}
+	o.next.damaged++
+	return nil
+}
+
+// policyBody is the plaintext of a policy record.
+type policyBody struct {
+	Name        string         `json:"name"`
+	SPIFFEID    secret.Pattern `json:"spiffeId"`
+	Path        secret.Pattern `json:"path"`
+	Permissions uint8          `json:"permissions"`
+	Created     time.Time      `json:"created"`
+	Updated     time.Time      `json:"updated"`
+}
+
+func (b policyBody) policy() secret.Policy {
+	return secret.Policy{Name: b.Name, SPIFFEID: b.SPIFFEID, Path: b.Path,
+		Permissions: secret.Permission(b.Permissions), CreatedAt: b.Created, UpdatedAt: b.Updated}
+}
+
+// hash is SHA-256 over length-prefixed parts, separated by domain.
+func hash(domain string, parts ...[]byte) [sha256.Size]byte {
+	h := sha256.New()
+	var n [8]byte
+	for _, part := range append([][]byte{[]byte(domain)}, parts...) {
+		binary.BigEndian.PutUint64(n[:], uint64(len(part)))
+		h.Write(n[:])
+		h.Write(part)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}

@@ -1,0 +1,177 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/fsm"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// Log is the replicated log. Its errors are *secret.Error: CodeUnavailable and
+// CodeOverloaded when the command was certainly not proposed, CodeUnknown when
+// it may or may not take effect. All calls end with their context.
+type Log interface {
+	// Propose returns the state machine's result once the command is durable on
+	// a quorum and applied by the leader.
+	Propose(ctx context.Context, command []byte) (result []byte, err error)
+	// WaitRead returns an index, applied here, at or after everything that was
+	// acknowledged anywhere before the call.
+	WaitRead(ctx context.Context) (index uint64, err error)
+}
+
+// Keys does the cryptography of an unsealed process; while sealed every method
+// but Sealed fails with a *secret.Error of CodeSealed. Kinds separate domains:
+// a ciphertext or token of one kind is never valid as another.
+type Keys interface {
+	Sealed() bool
+	Encrypt(kind Kind, token fsm.Token, version uint64, plaintext []byte) ([]byte, error)
+	Decrypt(kind Kind, token fsm.Token, version uint64, sealed []byte) ([]byte, error)
+	Token(kind Kind, name string) (token fsm.Token, keyID []byte, err error)
+	DataEpoch() ([]byte, error)                  // id of the epoch that Encrypt uses
+	HashPath(path string) (string, error)        // for audit records
+	Fingerprint(parts ...[]byte) ([]byte, error) // keyed, at most 32 bytes
+	EncryptWire(plaintext []byte) (nonce, ciphertext []byte, err error)
+	DecryptWire(nonce, ciphertext []byte) ([]byte, error) // CodeUndecrypted when it does not open
+}
+
+// Kind names what a ciphertext or a token is of.
+type Kind string
+
+// The kinds.
+const (
+	KindValue  Kind = "value"  // of a secret's version; also the kind of secrets' tokens
+	KindName   Kind = "name"   // of a secret
+	KindPolicy Kind = "policy" // body, name and token
+)
+
+// Recorder keeps the audit records; audit.Log is one.
+type Recorder interface {
+	Append(r audit.Record, durable bool) error
+}
+
+// Operator does what concerns the cluster rather than its contents.
+type Operator interface {
+	// Initialise makes the root key and places its shares; CodeConflict when the
+	// cluster has one already.
+	Initialise(ctx context.Context, shares, threshold int) error
+	// RecoveryShares returns all shares of the root key.
+	RecoveryShares(ctx context.Context) ([]RecoveryShare, error)
+	// Restore takes one recovery share; a wrong one is CodeInvalid and spoils nothing.
+	Restore(ctx context.Context, share RecoveryShare) (RestoreProgress, error)
+}
+
+// RecoveryShare is one share of the root key. Wipe it after use.
+type RecoveryShare struct {
+	Index int
+	Bytes [32]byte
+}
+
+// RestoreProgress says how far a restore has come.
+type RestoreProgress struct {
+	Collected, Remaining int
+	Restored             bool
+}
+
+// Config joins a Store to its collaborators.
+type Config struct {
+	Machine  *fsm.Machine
+	Log      Log
+	Keys     Keys
+	Recorder Recorder
+	Operator Operator
+	Logger   *slog.Logger
+	// ClearPaths writes paths into audit records as they are, by the operator's
+	// explicit choice; the default is a keyed hash.
+	ClearPaths bool
+	// Timeout bounds one operation, waiting for a leader included; 5 s when 0.
+	Timeout time.Duration
+	Now     func() time.Time
+}
+
+// Store is the door. Any number of goroutines may use it.
+type Store struct {
+	cfg    Config
+	queues queues
+	public atomic.Pointer[published] // nil while sealed
+
+	mu   sync.Mutex // guards what follows
+	live *observer  // the one that publishes; nil while sealed
+}
+
+// New makes a sealed store: call Open when the keys are there.
+func New(cfg Config) *Store {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 5 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Store{cfg: cfg}
+}
+
+// Request is who asks, and under which ids.
+type Request struct {
+	Caller secret.Caller
+	ID     string // of the request, for audit records and answers
+	Write  WriteID
+}
+
+// WriteID makes retries of a change harmless: the same ID, sent again to any
+// peer, is applied once. Index is one that the caller saw answered before its
+// first attempt; 0 lets this peer take its own, which is right only for a first
+// attempt. The zero WriteID asks for a fresh one.
+type WriteID struct {
+	ID    [16]byte
+	Index uint64
+}
+
+// scoped binds id to the caller, so that no caller can collide with another's.
+func (s *Store) scoped(r Request, published uint64) (id [16]byte, index uint64) {
+	if r.Write.ID == ([16]byte{}) {
+		rand.Read(id[:])
+		return id, published
+	}
+	sum := hash("write id", []byte(r.Caller.ID), r.Write.ID[:])
+	index = r.Write.Index
+	if index == 0 || index > published {
+		index = published // an older index is only ever more careful
+	}
+	return [16]byte(sum[:16]), index
+}
+
+// current is the newest publication of this peer, without asking anybody.
+func (s *Store) current() (*published, error) {
+	if p := s.public.Load(); p != nil {
+		return p, nil
+	}
+	return nil, secret.Errorf(secret.CodeSealed, "this peer is sealed: it has no keys yet")
+}
+
+// fresh is a publication at or after everything acknowledged before the call.
+func (s *Store) fresh(ctx context.Context) (*published, error) {
+	if s.public.Load() == nil { // nobody need be asked
+		return s.current()
+	}
+	if _, err := s.cfg.Log.WaitRead(ctx); err != nil {
+		return nil, err
+	}
+	return s.current()
+}
+
+// Index is the index published here now, 0 while sealed.
+func (s *Store) Index() uint64 {
+	if p := s.public.Load(); p != nil {
+		return p.view.Index()
+	}
+	return 0
+}
+
+func (s *Store) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.cfg.Timeout)
+}
