@@ -1,0 +1,226 @@
+package fsm
+
+import (
+	"bytes"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+)
+
+// Encode marshals a command for proposing; a level of 0 is set to Level. The
+// only error is a name that is not UTF-8.
+func Encode(c *fsmpb.Command) ([]byte, error) {
+	if c.Level == 0 {
+		c.Level = Level
+	}
+	return proto.Marshal(c)
+}
+
+// DecodeResult reads what Apply returned for one command.
+func DecodeResult(b []byte) (*fsmpb.Result, error) {
+	r := new(fsmpb.Result)
+	if err := proto.Unmarshal(b, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func encodeResult(r *fsmpb.Result) []byte {
+	b, err := proto.Marshal(r)
+	if err != nil {
+		// Marshal fails only for strings that are not UTF-8, and the one string
+		// in a result is a constant of this package.
+		panic("fsm: result not encodable: " + err.Error())
+	}
+	return b
+}
+
+// applier applies the commands of one entry to the state.
+type applier struct {
+	*state
+	hash    *hasher
+	changes *changes
+}
+
+// command applies one command and returns its result. The order of the checks
+// is part of the format level.
+func (a *applier) command(b []byte, s shape) *fsmpb.Result {
+	c, bad := decode(b, s)
+	if bad == "" && c.WriteId != nil && c.WriteId.Index >= a.index {
+		// Such an id would stay above the floor after its result was forgotten.
+		bad = "write id carries an index that was not published yet"
+	}
+	if bad != "" {
+		return a.reject(nil, fsmpb.Code_INVALID, bad)
+	}
+	if _, ok := c.Op.(*fsmpb.Command_Found); !ok && len(a.clusterID) == 0 {
+		return a.reject(c, fsmpb.Code_NOT_FOUNDED, "")
+	}
+	if w := c.WriteId; w != nil {
+		if e, ok := a.window.byID[[16]byte(w.Id)]; ok {
+			if !bytes.Equal(e.requestBytes(), w.Request) {
+				return a.reject(c, fsmpb.Code_WRITE_ID_REUSED, "")
+			}
+			return e.result()
+		}
+		if w.Index < a.windowFloor {
+			return a.reject(c, fsmpb.Code_WINDOW_EXPIRED, "")
+		}
+	}
+	if !a.stands(c.Basis) {
+		return a.reject(c, fsmpb.Code_BASIS_MOVED, "")
+	}
+	r := a.do(c)
+	if r.Code != fsmpb.Code_OK {
+		return a.reject(c, r.Code, r.Reason)
+	}
+	r.Index = a.index
+	if w := c.WriteId; w != nil {
+		e := &windowEntry{id: [16]byte(w.Id), index: w.Index, requestLen: uint8(len(w.Request)),
+			applied: a.index, version: r.Version, revision: r.Revision, versions: r.Versions}
+		copy(e.request[:], w.Request)
+		a.remember(a.hash, e)
+	}
+	return r
+}
+
+// stands reports whether what the proposer decided on still holds.
+func (a *applier) stands(b *fsmpb.Basis) bool {
+	switch {
+	case b == nil:
+		return true
+	case b.PolicyRevision != nil && *b.PolicyRevision != a.policyRevision,
+		b.SealGeneration != nil && *b.SealGeneration != a.seal.Generation,
+		b.DataEpoch != nil && !bytes.Equal(b.DataEpoch, a.dataEpoch()):
+		return false
+	}
+	return true
+}
+
+// dataEpoch returns the id of the key epoch that secrets are sealed under.
+func (a *applier) dataEpoch() []byte {
+	for _, e := range a.seal.Epochs {
+		if e.Purpose == "data" {
+			return e.Id
+		}
+	}
+	return nil
+}
+
+// do checks the rest and changes the state. A result that is not OK means that
+// nothing was changed; reject completes it.
+func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
+	now := c.TimeUnixNano
+	switch op := c.Op.(type) {
+	case *fsmpb.Command_PutSecret:
+		return a.writing(func() *fsmpb.Result { return a.putSecret(op.PutSecret, now) })
+	case *fsmpb.Command_DeleteVersions:
+		d := op.DeleteVersions
+		return a.writing(func() *fsmpb.Result {
+			return a.changeVersions(d.Token, d.ExpectedRevision, now, deletion(d.Versions))
+		})
+	case *fsmpb.Command_UndeleteVersions:
+		d := op.UndeleteVersions
+		return a.writing(func() *fsmpb.Result {
+			return a.changeVersions(d.Token, d.ExpectedRevision, now, undeletion(d.Versions))
+		})
+	case *fsmpb.Command_DestroyVersions:
+		d := op.DestroyVersions
+		return a.writing(func() *fsmpb.Result {
+			return a.changeVersions(d.Token, d.ExpectedRevision, now, destruction(d.Versions))
+		})
+	case *fsmpb.Command_PurgeSecret:
+		return a.writing(func() *fsmpb.Result { return a.purgeSecret(op.PurgeSecret) })
+	case *fsmpb.Command_PutPolicy:
+		return a.writing(func() *fsmpb.Result { return a.putPolicy(op.PutPolicy, now) })
+	case *fsmpb.Command_DeletePolicy:
+		return a.writing(func() *fsmpb.Result { return a.deletePolicy(op.DeletePolicy) })
+	case *fsmpb.Command_Found:
+		return a.found(op.Found)
+	case *fsmpb.Command_PutSettings:
+		return a.putSettings(op.PutSettings)
+	case *fsmpb.Command_BeginShareSet:
+		return a.beginShareSet(op.BeginShareSet)
+	case *fsmpb.Command_CommitShareSet:
+		return a.commitShareSet(op.CommitShareSet)
+	case *fsmpb.Command_SetSeal:
+		return a.setSeal(op.SetSeal)
+	case *fsmpb.Command_AnchorAudit:
+		return a.anchorAudit(op.AnchorAudit, now)
+	}
+	return refuse(fsmpb.Code_INVALID, "no operation") // decode lets none through
+}
+
+// writing guards changes of secrets and policies: none while sealed by an operator.
+func (a *applier) writing(do func() *fsmpb.Result) *fsmpb.Result {
+	if a.seal.Sealed {
+		return refuse(fsmpb.Code_SEALED, "")
+	}
+	return do()
+}
+
+func refuse(code fsmpb.Code, reason string) *fsmpb.Result {
+	return &fsmpb.Result{Code: code, Reason: reason}
+}
+
+// revise gives out the next revision. One counter serves all records, and it
+// moves with each change instead of with each entry: two changes of one record
+// in one entry must not look like one.
+func (a *applier) revise() uint64 {
+	a.revision++
+	return a.revision
+}
+
+// reject completes a rejection with what the writer needs to decide again. The
+// command is nil when it could not be read.
+func (a *applier) reject(c *fsmpb.Command, code fsmpb.Code, reason string) *fsmpb.Result {
+	cur := &fsmpb.Current{
+		PolicyRevision:   a.policyRevision,
+		SealGeneration:   a.seal.Generation,
+		Sealed:           a.seal.Sealed,
+		DataEpoch:        a.dataEpoch(),
+		PendingSet:       a.seal.Pending.GetId(),
+		CommittedSet:     a.seal.Committed.GetId(),
+		SettingsRevision: a.settingsRevision,
+		WindowFloor:      a.windowFloor,
+		ClusterId:        a.clusterID,
+		Incarnation:      a.incarnation,
+	}
+	switch op := c.GetOp().(type) {
+	case *fsmpb.Command_PutSecret:
+		a.currentSecret(cur, op.PutSecret.Token)
+	case *fsmpb.Command_DeleteVersions:
+		a.currentSecret(cur, op.DeleteVersions.Token)
+	case *fsmpb.Command_UndeleteVersions:
+		a.currentSecret(cur, op.UndeleteVersions.Token)
+	case *fsmpb.Command_DestroyVersions:
+		a.currentSecret(cur, op.DestroyVersions.Token)
+	case *fsmpb.Command_PurgeSecret:
+		a.currentSecret(cur, op.PurgeSecret.Token)
+	case *fsmpb.Command_PutPolicy:
+		a.currentPolicy(cur, op.PutPolicy.Token)
+	case *fsmpb.Command_DeletePolicy:
+		a.currentPolicy(cur, op.DeletePolicy.Token)
+	case *fsmpb.Command_AnchorAudit:
+		if old, ok := a.anchors.Get(&fsmpb.Anchor{Peer: op.AnchorAudit.Peer}); ok {
+			cur.AnchorCount = old.Count
+		}
+	}
+	return &fsmpb.Result{Code: code, Index: a.index, Reason: reason, Current: cur}
+}
+
+func (a *applier) currentSecret(cur *fsmpb.Current, token []byte) {
+	cur.NextVersion = 1
+	if r, ok := a.secrets.get(Token(token)); ok {
+		cur.SecretRevision = r.pb.Revision
+		cur.CurrentVersion = r.pb.Current
+		cur.NextVersion = NextVersion(&r.pb)
+	}
+}
+
+func (a *applier) currentPolicy(cur *fsmpb.Current, token []byte) {
+	if r, ok := a.policies.get(Token(token)); ok {
+		cur.PolicyBodyRevision = r.pb.Revision
+	}
+}
