@@ -1,0 +1,203 @@
+package seal_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/spike-ha/spike-ha/seal"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// ledger is the replicated state as the state machine keeps it. Its hooks break single steps.
+type ledger struct {
+	mu    sync.Mutex
+	state seal.State
+
+	beforeBegin, afterBegin, beforeCommit, afterCommit func() error
+}
+
+func newLedger() *ledger {
+	return &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{0xc1}, Incarnation: 1}}}
+}
+
+func run(hook func() error) error {
+	if hook == nil {
+		return nil
+	}
+	return hook()
+}
+
+func (l *ledger) State(context.Context) (seal.State, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state, nil
+}
+
+func (l *ledger) now() seal.State {
+	st, _ := l.State(context.Background())
+	return st
+}
+
+func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte) error {
+	if err := run(l.beforeBegin); err != nil {
+		return err
+	}
+	if err := set.Validate(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	committed := [16]byte{}
+	if l.state.Committed != nil {
+		committed = l.state.Committed.ID
+	}
+	if committed != supersedes {
+		l.mu.Unlock()
+		return seal.ErrSuperseded
+	}
+	l.state.Pending = &set
+	l.mu.Unlock()
+	return run(l.afterBegin)
+}
+
+func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, epochs []seal.Epoch) error {
+	if err := run(l.beforeCommit); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	if l.state.Pending == nil || l.state.Pending.ID != id {
+		l.mu.Unlock()
+		return seal.ErrSuperseded
+	}
+	if len(epochs) != 6 {
+		l.mu.Unlock()
+		return fmt.Errorf("%d epochs", len(epochs))
+	}
+	l.state.Committed, l.state.Pending, l.state.Keyring = l.state.Pending, nil, slices.Clone(keyring)
+	l.mu.Unlock()
+	return run(l.afterCommit)
+}
+
+// memKeeper is a Keeper without a network, with the same rules as the real one as far as these tests need them.
+type memKeeper struct {
+	name string
+
+	mu      sync.Mutex
+	shares  map[seal.Slot][]byte
+	settled [][16]byte
+
+	placeErr, fetchErr, settleErr error
+	silent                        bool // never answers
+	corrupt                       bool // gives back altered shares
+	afterPlace                    func()
+}
+
+func (k *memKeeper) Name() string { return k.name }
+
+func (k *memKeeper) wait(ctx context.Context) error {
+	if k.silent {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (k *memKeeper) Place(ctx context.Context, s seal.Slot, share []byte) error {
+	if err := errors.Join(k.wait(ctx), k.placeErr); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	k.shares[s] = slices.Clone(share)
+	k.mu.Unlock()
+	if k.afterPlace != nil {
+		k.afterPlace()
+	}
+	return nil
+}
+
+func (k *memKeeper) Fetch(ctx context.Context, s seal.Slot) ([]byte, error) {
+	if err := errors.Join(k.wait(ctx), k.fetchErr); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	share, ok := k.shares[s]
+	switch {
+	case ok:
+		share = slices.Clone(share)
+		if k.corrupt {
+			share[7] ^= 1
+		}
+		return share, nil
+	case len(k.shares) > 0:
+		return nil, seal.ErrOtherSet
+	}
+	return nil, seal.ErrNoShare
+}
+
+func (k *memKeeper) Settle(ctx context.Context, _ seal.ClusterRef, set [16]byte) error {
+	if err := errors.Join(k.wait(ctx), k.settleErr); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.settled = append(k.settled, set)
+	return nil
+}
+
+func (k *memKeeper) Holds(context.Context) ([]seal.Slot, error) { return nil, nil }
+
+func (k *memKeeper) restart() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.shares = make(map[seal.Slot][]byte)
+}
+
+type keepers []*memKeeper
+
+func newKeepers(n int) keepers {
+	var out keepers
+	for i := range n {
+		out = append(out, &memKeeper{name: fmt.Sprintf("keeper-%d", i+1), shares: make(map[seal.Slot][]byte)})
+	}
+	return out
+}
+
+func (ks keepers) all() []seal.Keeper {
+	out := make([]seal.Keeper, len(ks))
+	for i, k := range ks {
+		out[i] = k
+	}
+	return out
+}
+
+// world is an initialised cluster.
+type world struct {
+	*ledger
+	keepers
+	first *seal.Seal // initialised it; unsealed
+}
+
+func newWorld(t testing.TB, n, threshold int) *world {
+	t.Helper()
+	w := &world{newLedger(), newKeepers(n), seal.New(seal.Config{Logger: quiet, AllowSingleShare: true})}
+	if err := w.first.Initialise(context.Background(), w.ledger, w.all(), n, threshold); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.first.Lock)
+	return w
+}
+
+func health(reports []seal.KeeperReport) map[string]seal.Health {
+	out := make(map[string]seal.Health)
+	for _, r := range reports {
+		out[r.Name] = r.Health
+	}
+	return out
+}
