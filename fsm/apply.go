@@ -113,29 +113,6 @@ func (a *applier) dataEpoch() []byte {
 func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 	now := c.TimeUnixNano
 	switch op := c.Op.(type) {
-	case *fsmpb.Command_PutSecret:
-		return a.writing(func() *fsmpb.Result { return a.putSecret(op.PutSecret, now) })
-	case *fsmpb.Command_DeleteVersions:
-		d := op.DeleteVersions
-		return a.writing(func() *fsmpb.Result {
-			return a.changeVersions(d.Token, d.ExpectedRevision, now, deletion(d.Versions))
-		})
-	case *fsmpb.Command_UndeleteVersions:
-		d := op.UndeleteVersions
-		return a.writing(func() *fsmpb.Result {
-			return a.changeVersions(d.Token, d.ExpectedRevision, now, undeletion(d.Versions))
-		})
-	case *fsmpb.Command_DestroyVersions:
-		d := op.DestroyVersions
-		return a.writing(func() *fsmpb.Result {
-			return a.changeVersions(d.Token, d.ExpectedRevision, now, destruction(d.Versions))
-		})
-	case *fsmpb.Command_PurgeSecret:
-		return a.writing(func() *fsmpb.Result { return a.purgeSecret(op.PurgeSecret) })
-	case *fsmpb.Command_PutPolicy:
-		return a.writing(func() *fsmpb.Result { return a.putPolicy(op.PutPolicy, now) })
-	case *fsmpb.Command_DeletePolicy:
-		return a.writing(func() *fsmpb.Result { return a.deletePolicy(op.DeletePolicy) })
 	case *fsmpb.Command_Found:
 		return a.found(op.Found)
 	case *fsmpb.Command_PutSettings:
@@ -149,15 +126,30 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 	case *fsmpb.Command_AnchorAudit:
 		return a.anchorAudit(op.AnchorAudit, now)
 	}
-	return refuse(fsmpb.Code_INVALID, "no operation") // decode lets none through
-}
-
-// writing guards changes of secrets and policies: none while sealed by an operator.
-func (a *applier) writing(do func() *fsmpb.Result) *fsmpb.Result {
+	// The rest changes secrets and policies: not while sealed by an operator.
 	if a.seal.Sealed {
 		return refuse(fsmpb.Code_SEALED, "")
 	}
-	return do()
+	switch op := c.Op.(type) {
+	case *fsmpb.Command_PutSecret:
+		return a.putSecret(op.PutSecret, now)
+	case *fsmpb.Command_DeleteVersions:
+		d := op.DeleteVersions
+		return a.changeVersions(d.Token, d.ExpectedRevision, now, deletion(d.Versions))
+	case *fsmpb.Command_UndeleteVersions:
+		d := op.UndeleteVersions
+		return a.changeVersions(d.Token, d.ExpectedRevision, now, undeletion(d.Versions))
+	case *fsmpb.Command_DestroyVersions:
+		d := op.DestroyVersions
+		return a.changeVersions(d.Token, d.ExpectedRevision, now, destruction(d.Versions))
+	case *fsmpb.Command_PurgeSecret:
+		return a.purgeSecret(op.PurgeSecret)
+	case *fsmpb.Command_PutPolicy:
+		return a.putPolicy(op.PutPolicy, now)
+	case *fsmpb.Command_DeletePolicy:
+		return a.deletePolicy(op.DeletePolicy)
+	}
+	return refuse(fsmpb.Code_INVALID, "no operation") // decode lets none through
 }
 
 func refuse(code fsmpb.Code, reason string) *fsmpb.Result {

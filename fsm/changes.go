@@ -8,6 +8,7 @@ type changes struct {
 	policies []PolicyChange
 	secretAt map[Token]int
 	policyAt map[Token]int
+	room     int // commands in the entry
 }
 
 func newChanges() changes {
@@ -19,6 +20,9 @@ func (c *changes) secret(t Token, old, n *secretRecord) {
 	if !seen {
 		at = len(c.secrets)
 		c.secretAt[t] = at
+		if c.secrets == nil {
+			c.secrets = make([]SecretChange, 0, c.room)
+		}
 		c.secrets = append(c.secrets, SecretChange{Token: t})
 		if old != nil {
 			c.secrets[at].Old = &old.pb

@@ -30,7 +30,7 @@ func (a *applier) putPolicy(p *fsmpb.PutPolicy, now int64) *fsmpb.Result {
 		a.sums.data = a.sums.data.minus(old.hash)
 	}
 	a.size += n.size - was
-	a.policies.set(n.token, n)
+	a.policies.set(n)
 	a.dirty.policies = true
 	a.changes.policy(n.token, old, n)
 	return &fsmpb.Result{Code: fsmpb.Code_OK, Revision: n.pb.Revision}
@@ -48,7 +48,7 @@ func (a *applier) deletePolicy(p *fsmpb.DeletePolicy) *fsmpb.Result {
 	a.policyRevision = a.revise()
 	a.sums.data = a.sums.data.minus(old.hash)
 	a.size -= old.size
-	a.policies.delete(old.token)
+	a.policies.delete(old)
 	a.dirty.policies = true
 	a.changes.policy(old.token, old, nil)
 	return &fsmpb.Result{Code: fsmpb.Code_OK}

@@ -153,6 +153,7 @@ func (m *Machine) Apply(index, term uint64, commands [][]byte) (results [][]byte
 		}
 	}
 	m.st.index, m.st.term = index, term
+	m.changes.room = len(commands)
 	a := applier{state: m.st, hash: &m.hash, changes: &m.changes}
 	results = make([][]byte, len(commands))
 	for i, c := range commands {

@@ -28,6 +28,9 @@ type policyRecord struct {
 	size  uint64
 }
 
+func (r *secretRecord) key() *Token { return &r.token }
+func (r *policyRecord) key() *Token { return &r.token }
+
 // Accounted bytes beyond the variable parts of a record: about what it costs in
 // memory. They decide STATE_FULL and so belong to the format level.
 const (

@@ -176,7 +176,7 @@ func (r *restorer) secret(s *fsmpb.Secret) string {
 	case s.MaxVersions == 0 || s.MaxVersions > MaxVersions || s.Revision == 0 || s.Revision > r.revision:
 		return "bad numbers in a secret"
 	}
-	if last, ok := r.secrets.bt.Max(); ok && bytes.Compare(last.token[:], s.Token) >= 0 {
+	if last, ok := r.secrets.last(); ok && bytes.Compare(last.token[:], s.Token) >= 0 {
 		return "secrets out of order"
 	}
 	r.tr.Secrets++
@@ -229,7 +229,7 @@ func (r *restorer) closeSecret() string {
 	n.head = r.hash.secret(&n.pb)
 	r.sums.data = r.sums.data.plus(n.head)
 	r.size += n.size
-	r.secrets.set(n.token, n)
+	r.secrets.set(n)
 	return ""
 }
 
@@ -238,7 +238,7 @@ func (r *restorer) policy(p *fsmpb.Policy) string {
 		p.Revision == 0 || p.Revision > r.policyRevision {
 		return "bad policy"
 	}
-	if last, ok := r.policies.bt.Max(); ok && bytes.Compare(last.token[:], p.Token) >= 0 {
+	if last, ok := r.policies.last(); ok && bytes.Compare(last.token[:], p.Token) >= 0 {
 		return "policies out of order"
 	}
 	n := &policyRecord{token: Token(p.Token), size: policySize(p), hash: r.hash.policy(p)}
@@ -246,7 +246,7 @@ func (r *restorer) policy(p *fsmpb.Policy) string {
 	n.pb.Created, n.pb.Updated = p.Created, p.Updated
 	r.sums.data = r.sums.data.plus(n.hash)
 	r.size += n.size
-	r.policies.set(n.token, n)
+	r.policies.set(n)
 	r.tr.Policies++
 	return ""
 }

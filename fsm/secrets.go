@@ -25,15 +25,7 @@ func (a *applier) putSecret(p *fsmpb.PutSecret, now int64) *fsmpb.Result {
 		return refuse(fsmpb.Code_TOO_LARGE, "")
 	}
 	if !exists {
-		if len(p.Name) == 0 {
-			return refuse(fsmpb.Code_INVALID, "a new secret without a name")
-		}
-		keep := p.MaxVersions
-		if keep == 0 {
-			keep = a.settings.MaxVersions
-		}
-		old = newSecretRecord(t, p.PathKeyId, p.Name, keep, 0)
-		old.pb.Created = now
+		return a.newSecret(t, p, now)
 	}
 
 	// The new version takes the place of a deleted one with its number, or comes
@@ -71,11 +63,7 @@ func (a *applier) putSecret(p *fsmpb.PutSecret, now int64) *fsmpb.Result {
 		n.pb.Oldest = p.Version
 	}
 
-	was := uint64(0)
-	if exists {
-		was = old.size
-	}
-	if n.size > was && a.size-was+n.size > a.settings.StateLimitBytes {
+	if n.size > old.size && a.size-old.size+n.size > a.settings.StateLimitBytes {
 		return refuse(fsmpb.Code_STATE_FULL, "")
 	}
 	data := a.sums.data.plus(a.hash.version(t, put, value))
@@ -85,10 +73,29 @@ func (a *applier) putSecret(p *fsmpb.PutSecret, now int64) *fsmpb.Result {
 	for i := range drop {
 		data = data.minus(a.hash.version(t, versions[i], old.values[i]))
 	}
-	if !exists {
-		old = nil
-	}
 	return a.replaceSecret(old, n, data, &fsmpb.Result{Version: p.Version})
+}
+
+// newSecret writes the first version of a secret.
+func (a *applier) newSecret(t Token, p *fsmpb.PutSecret, now int64) *fsmpb.Result {
+	if len(p.Name) == 0 {
+		return refuse(fsmpb.Code_INVALID, "a new secret without a name")
+	}
+	keep := p.MaxVersions
+	if keep == 0 {
+		keep = a.settings.MaxVersions
+	}
+	n := newSecretRecord(t, p.PathKeyId, p.Name, keep, 1)
+	put := &fsmpb.Version{Version: p.Version, Created: now, Value: p.Value}
+	value := digest(sha256.Sum256(p.Value))
+	n.addVersion(put, value)
+	n.pb.Created, n.pb.Updated = now, now
+	n.pb.Current, n.pb.Oldest = p.Version, p.Version
+	if a.size+n.size > a.settings.StateLimitBytes {
+		return refuse(fsmpb.Code_STATE_FULL, "")
+	}
+	data := a.sums.data.plus(a.hash.version(t, put, value))
+	return a.replaceSecret(nil, n, data, &fsmpb.Result{Version: p.Version})
 }
 
 // replaceSecret puts n in the place of old, which is nil for a new secret. The
@@ -102,7 +109,7 @@ func (a *applier) replaceSecret(old, n *secretRecord, data sum, r *fsmpb.Result)
 		a.sums.data = a.sums.data.minus(old.head)
 		a.size -= old.size
 	}
-	a.secrets.set(n.token, n)
+	a.secrets.set(n)
 	a.dirty.secrets = true
 	a.changes.secret(n.token, old, n)
 	r.Code, r.Revision = fsmpb.Code_OK, n.pb.Revision
@@ -124,7 +131,7 @@ func (a *applier) purgeSecret(p *fsmpb.PurgeSecret) *fsmpb.Result {
 	}
 	a.revise()
 	a.size -= old.size
-	a.secrets.delete(old.token)
+	a.secrets.delete(old)
 	a.dirty.secrets = true
 	a.changes.secret(old.token, old, nil)
 	return &fsmpb.Result{Code: fsmpb.Code_OK}

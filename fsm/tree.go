@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"encoding/binary"
 
 	"github.com/tidwall/btree"
 
@@ -19,37 +20,69 @@ import (
 // tree; what is given to a View is read and nothing else. The *Mut methods are
 // never used.
 //
-// The token lies in the item, not behind a pointer: a look-up then allocates
-// nothing and touches no record but the one it finds.
-type tree[R any] struct{ bt *btree.BTreeG[item[R]] }
+// An item is the first eight bytes of the token and the record. Tokens are keyed
+// hashes, so the prefix nearly always decides, a look-up touches no record but
+// the one it finds, and a node is small to copy: an entry of many random tokens
+// copies about one leaf for each.
+type tree[R keyed] struct{ bt *btree.BTreeG[item[R]] }
 
-type item[R any] struct {
-	token  Token
-	record R
+// keyed is a record that knows its token.
+type keyed interface {
+	comparable
+	key() *Token
 }
 
-// degree makes nodes of at most 31 items: an entry of many random tokens copies
-// about one leaf per command, and smaller leaves are cheaper to copy.
+type item[R keyed] struct {
+	prefix uint64
+	record R // the zero record comes before all with this prefix: a place to begin looking
+}
+
+// degree makes nodes of at most 31 items, half a KiB.
 const degree = 16
 
-func newTree[R any]() tree[R] {
+func newTree[R keyed]() tree[R] {
 	return tree[R]{btree.NewBTreeGOptions(func(a, b item[R]) bool {
-		return bytes.Compare(a.token[:], b.token[:]) < 0
+		if a.prefix != b.prefix {
+			return a.prefix < b.prefix
+		}
+		var none R
+		if a.record == none || b.record == none {
+			return a.record == none && b.record != none
+		}
+		return bytes.Compare(a.record.key()[:], b.record.key()[:]) < 0
 	}, btree.Options{Degree: degree, NoLocks: true})}
 }
 
-func (t tree[R]) get(k Token) (R, bool) {
-	i, ok := t.bt.Get(item[R]{token: k})
-	return i.record, ok
+func prefix(t *Token) uint64 { return binary.BigEndian.Uint64(t[:8]) }
+
+// get allocates nothing: with the token itself in the pivot it would.
+func (t tree[R]) get(k Token) (r R, ok bool) {
+	p := prefix(&k)
+	t.bt.Ascend(item[R]{prefix: p}, func(i item[R]) bool {
+		if i.prefix != p {
+			return false
+		}
+		if *i.record.key() == k {
+			r, ok = i.record, true
+		}
+		return !ok
+	})
+	return r, ok
 }
 
-func (t tree[R]) set(k Token, r R) { t.bt.Set(item[R]{k, r}) }
-func (t tree[R]) delete(k Token)   { t.bt.Delete(item[R]{token: k}) }
-func (t tree[R]) len() int         { return t.bt.Len() }
-func (t tree[R]) freeze() tree[R]  { return tree[R]{t.bt.Copy()} }
+func (t tree[R]) set(r R)         { t.bt.Set(item[R]{prefix(r.key()), r}) }
+func (t tree[R]) delete(r R)      { t.bt.Delete(item[R]{prefix(r.key()), r}) }
+func (t tree[R]) len() int        { return t.bt.Len() }
+func (t tree[R]) freeze() tree[R] { return tree[R]{t.bt.Copy()} }
 
 func (t tree[R]) scan(f func(R) bool) {
 	t.bt.Scan(func(i item[R]) bool { return f(i.record) })
+}
+
+// last returns the record with the highest token.
+func (t tree[R]) last() (R, bool) {
+	i, ok := t.bt.Max()
+	return i.record, ok
 }
 
 func newAnchors() *btree.BTreeG[*fsmpb.Anchor] {
