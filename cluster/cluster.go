@@ -1,0 +1,225 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
+)
+
+// StateMachine is what the cluster replicates. Its methods must not keep or
+// change the byte slices they are given: the Raft library shares them.
+type StateMachine interface {
+	// Apply applies the commands of one Raft entry, in order, and returns one
+	// result per command. It is called once per entry, by one goroutine, in log
+	// order, and must be a function of state and commands alone. An error means
+	// that this peer cannot go on: nothing of the entry may have been applied,
+	// nothing is acknowledged, and the peer stops with that error.
+	Apply(index, term uint64, commands [][]byte) ([][]byte, error)
+	// Snapshot captures the present state in O(1). It is called by the goroutine
+	// of Apply; the result is written by another one while Apply goes on.
+	Snapshot() (Snapshot, error)
+	// Restore replaces the state, all or nothing. An error stops the peer.
+	Restore(io.Reader) error
+}
+
+// Snapshot is a captured state.
+type Snapshot interface {
+	Write(io.Writer) error
+}
+
+// Security gives the peer port its mutual TLS. The configurations are cloned
+// and their protocols, tickets and minimum version set here; they must not use
+// GetConfigForClient.
+type Security interface {
+	// Server admits peers of the trusted domain only, each with a certificate.
+	Server() *tls.Config
+	// Client insists that the other side is the peer id.
+	Client(id string) *tls.Config
+	// Peer tells the id from the verified chain of a connection.
+	Peer(tls.ConnectionState) (id string, err error)
+}
+
+// Peer is a configured member.
+type Peer struct {
+	ID      string
+	Address string // host:port of its peer port, resolved at each dial
+}
+
+// Handler answers a Call of its kind. from is the authenticated caller. An
+// error reaches the caller in words, as a RemoteError.
+type Handler func(ctx context.Context, from string, payload []byte) ([]byte, error)
+
+// Timing holds the clocks of a peer; zero values take the defaults. All peers
+// should have the same.
+type Timing struct {
+	Heartbeat time.Duration // a follower that hears no leader for so long asks for an election; default 500 ms
+	Election  time.Duration // a candidate tries again after so long; at least Heartbeat; default 500 ms
+	Lease     time.Duration // a leader that hears no majority for so long steps down; at most Heartbeat; default 250 ms
+	Commit    time.Duration // an idle follower learns the commit index after so long; default 10 ms
+	Patience  time.Duration // bound on a call whose context has no deadline; default 10 s
+	ConnAge   time.Duration // a connection is replaced after about so long, for rotated certificates; default 30 min
+}
+
+// Config describes one peer.
+type Config struct {
+	ID        string       // stable; equals the id in this peer's certificate
+	Dir       string       // data directory, this peer's alone; made when missing
+	Listener  net.Listener // the peer port; closed by the node
+	Advertise string       // address under which the others reach it; default: its own entry in Peers
+
+	// Peers are the voters of the first bootstrap, this one included, identical
+	// everywhere. Once the cluster has formed only the addresses matter.
+	Peers []Peer
+
+	Security     Security
+	StateMachine StateMachine
+	Handlers     map[string]Handler // typed peer RPCs; more with Node.Handle
+	Logger       *slog.Logger       // default: discard
+	Timing       Timing
+
+	SnapshotBytes   int64 // log bytes after which a snapshot is taken; default 16 MiB
+	MaxCommandBytes int   // largest proposal; default 2 MiB, at most 6 MiB
+
+	// Dial replaces net.Dialer.DialContext, for hosts and tests that have a
+	// network of their own.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// unsafeStockHeartbeats brings the library's own heartbeat handler back, to
+	// show in a test what the responder is for.
+	unsafeStockHeartbeats bool
+	// afterMarker is called when a marker is durable, for tests that crash there.
+	afterMarker func(peerpb.Phase)
+}
+
+const (
+	maxCallBytes    = 4 << 20 // payload of a Call, and of its answer
+	maxMessageBytes = 8 << 20 // of any gRPC message
+	maxQueued       = 8192    // proposals waiting in one peer
+	maxQueuedBytes  = 64 << 20
+	maxID           = 64
+	maxKind         = 64
+)
+
+func (c *Config) complete() error {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.Timing.Heartbeat, 500*time.Millisecond)
+	def(&c.Timing.Election, max(500*time.Millisecond, c.Timing.Heartbeat))
+	def(&c.Timing.Lease, c.Timing.Heartbeat/2)
+	def(&c.Timing.Commit, 10*time.Millisecond)
+	def(&c.Timing.Patience, 10*time.Second)
+	def(&c.Timing.ConnAge, 30*time.Minute)
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = 16 << 20
+	}
+	if c.MaxCommandBytes == 0 {
+		c.MaxCommandBytes = 2 << 20
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Dial == nil {
+		c.Dial = new(net.Dialer).DialContext
+	}
+	switch {
+	case c.Dir == "" || c.Listener == nil || c.Security == nil || c.StateMachine == nil:
+		return errors.New("cluster: Dir, Listener, Security and StateMachine are required")
+	case c.MaxCommandBytes > 6<<20 || c.MaxCommandBytes < 0 || c.SnapshotBytes < 0:
+		return errors.New("cluster: MaxCommandBytes or SnapshotBytes out of range")
+	case len(c.Peers) > 100:
+		return errors.New("cluster: more than 100 peers")
+	}
+	peers := append([]Peer(nil), c.Peers...)
+	sort.Slice(peers, func(i, j int) bool { return peers[i].ID < peers[j].ID })
+	self := false
+	addresses := make(map[string]bool)
+	for i, p := range peers {
+		if err := validID(p.ID); err != nil {
+			return err
+		}
+		if i > 0 && peers[i-1].ID == p.ID || p.Address == "" || addresses[p.Address] {
+			return fmt.Errorf("cluster: peer %s is listed twice, has no address, or shares one", p.ID)
+		}
+		addresses[p.Address] = true
+		if p.ID == c.ID {
+			self = true
+			if c.Advertise == "" {
+				c.Advertise = p.Address
+			}
+		}
+	}
+	if !self {
+		return fmt.Errorf("cluster: this peer, %q, is not in its own list of peers", c.ID)
+	}
+	c.Peers = peers
+	return nil
+}
+
+func validID(id string) error {
+	if id == "" || len(id) > maxID || strings.ContainsFunc(id, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+	}) {
+		return fmt.Errorf("cluster: %q is not a peer id: 1 to %d letters, digits, '-', '_' or '.'", id, maxID)
+	}
+	return nil
+}
+
+// Start opens and checks the data, serves the peer port, and forms or resumes
+// the cluster in the background. A peer with a formed cluster on disk has its
+// state restored from the snapshot when Start returns; the tail of the log
+// follows once a leader is known. ctx bounds Start only.
+//
+// Errors: ErrDirInUse, ErrForeignData, ErrNewerFormat, ErrCorruptMarker,
+// *ErrCorruptLog, ErrCorruptSnapshot, ErrLostData, or what the state machine
+// said. The listener is closed when Start fails.
+func Start(ctx context.Context, c Config) (n *Node, err error) {
+	defer func() {
+		if err != nil && c.Listener != nil {
+			_ = c.Listener.Close()
+		}
+	}()
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	n = newNode(c)
+	defer func() {
+		if err != nil {
+			n.release()
+		}
+	}()
+	if n.lock, err = lockDir(c.Dir); err != nil {
+		return nil, err
+	}
+	m, err := readMarker(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if m != nil && m.GetSelf() != c.ID {
+		return nil, fmt.Errorf("%w: %s holds the data of peer %q, this peer is %q", ErrForeignData, c.Dir, m.GetSelf(), c.ID)
+	}
+	n.marker.Store(m)
+	if err := n.openData(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.serve(); err != nil {
+		return nil, err
+	}
+	n.run()
+	return n, nil
+}

@@ -1,0 +1,2 @@
+// Package cluster: see doc below.
+package cluster

@@ -1,0 +1,338 @@
+package cluster
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
+)
+
+// Forming a cluster, once in its life.
+//
+// The peer with the lowest id coordinates. It looks at all others first: each
+// must be there, expect the same peers, and be empty. Then it draws the
+// cluster's identity and makes it durable as prepared; has each other peer do
+// the same; only then makes itself ready, and tells the others, who do the
+// same and start Raft. Every step is a durable marker, asking for a step twice
+// is the same as asking once, and a restart goes on from the marker.
+//
+// So when the first peer is ready, all have been prepared: a peer without a
+// marker that meets a ready one has lost its data, and with it perhaps a vote.
+// It never starts Raft.
+
+const formRetry = 250 * time.Millisecond
+
+// Identity is the cluster's id and incarnation, drawn at forming; ok once they
+// are final here.
+func (n *Node) Identity() (clusterID [16]byte, incarnation uint64, ok bool) {
+	m := n.marker.Load()
+	if m.GetPhase() < peerpb.Phase_PHASE_READY {
+		return clusterID, 0, false
+	}
+	copy(clusterID[:], m.GetClusterId())
+	return clusterID, m.GetIncarnation(), true
+}
+
+// form drives forming until it is complete, for the coordinator on all peers.
+func (n *Node) form() {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-t.C:
+		}
+		done, err := n.formStep(n.ctx)
+		n.setProblem(err)
+		if done {
+			return
+		}
+		t.Reset(formRetry)
+	}
+}
+
+func (n *Node) setProblem(err error) {
+	n.formMu.Lock()
+	was := n.problem
+	n.problem = err
+	n.formMu.Unlock()
+	if err != nil && n.ctx.Err() == nil && (was == nil || was.Error() != err.Error()) {
+		n.log.Warn("the cluster cannot form yet", "reason", err)
+	}
+}
+
+// formStep does what can be done now. An error says what stands in the way; it
+// is tried again.
+func (n *Node) formStep(ctx context.Context) (done bool, err error) {
+	if n.cfg.Peers[0].ID != n.cfg.ID {
+		if n.raft.Load() != nil {
+			return true, nil
+		}
+		return false, n.lookAround(ctx)
+	}
+	m := n.marker.Load()
+	if m == nil {
+		if err := n.each(ctx, &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_INSPECT}, func(id string, r *peerpb.FormResponse) error {
+			return n.mayPrepare(id, r, nil)
+		}); err != nil {
+			return false, err
+		}
+		m = &peerpb.Marker{Phase: peerpb.Phase_PHASE_PREPARED, ClusterId: make([]byte, 16), Incarnation: 1, Self: n.cfg.ID, Peers: n.formPeers()}
+		if _, err := rand.Read(m.ClusterId); err != nil {
+			return false, err
+		}
+		n.formMu.Lock()
+		err := n.setMarker(m, peerpb.Phase_PHASE_PREPARED)
+		n.formMu.Unlock()
+		if err != nil {
+			return false, err
+		}
+	}
+	if m.GetPhase() == peerpb.Phase_PHASE_PREPARED {
+		if !samePeers(m.GetPeers(), n.formPeers()) {
+			return false, fmt.Errorf("%w: forming began with other peers than are configured now", ErrPeersDiffer)
+		}
+		req := &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_PREPARE, ClusterId: m.GetClusterId(), Incarnation: m.GetIncarnation()}
+		if err := n.each(ctx, req, func(id string, r *peerpb.FormResponse) error {
+			if err := n.mayPrepare(id, r, m); err != nil {
+				return err
+			}
+			if r.GetPhase() < peerpb.Phase_PHASE_PREPARED {
+				return fmt.Errorf("peer %s is not prepared", id)
+			}
+			return nil
+		}); err != nil {
+			return false, err
+		}
+		if err := n.becomeReady(); err != nil {
+			return false, err
+		}
+	}
+	// Also after a restart: who was ready may not have told everybody.
+	m = n.marker.Load()
+	req := &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_READY, ClusterId: m.GetClusterId(), Incarnation: m.GetIncarnation()}
+	err = n.each(ctx, req, func(id string, r *peerpb.FormResponse) error {
+		switch {
+		case r.GetVerdict() == peerpb.FormResponse_VERDICT_NOT_PREPARED:
+			return fmt.Errorf("peer %s: %w", id, ErrWiped)
+		case r.GetVerdict() != peerpb.FormResponse_VERDICT_OK:
+			return n.mayPrepare(id, r, m)
+		}
+		return nil
+	})
+	return err == nil, err
+}
+
+// lookAround is what a peer does that waits to be prepared: it cannot tell by
+// itself whether the others wait, too, or have formed long ago.
+func (n *Node) lookAround(ctx context.Context) error {
+	if n.marker.Load() != nil {
+		return nil // prepared; the coordinator goes on
+	}
+	var found error
+	_ = n.each(ctx, &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_INSPECT}, func(id string, r *peerpb.FormResponse) error {
+		switch {
+		case r.GetPhase() >= peerpb.Phase_PHASE_READY:
+			found = fmt.Errorf("%w (peer %s is of cluster %x)", ErrWiped, id, r.GetClusterId())
+		case found == nil && !samePeers(r.GetPeers(), n.formPeers()):
+			found = n.differ(id, r)
+		}
+		return nil
+	})
+	if found != nil {
+		return found
+	}
+	return fmt.Errorf("%w: waiting for %s to form the cluster", ErrNotReady, n.cfg.Peers[0].ID)
+}
+
+// mayPrepare says whether the peer that answered r is fit for being prepared
+// for m (nil: for an identity not drawn yet).
+func (n *Node) mayPrepare(id string, r *peerpb.FormResponse, m *peerpb.Marker) error {
+	same := m != nil && string(r.GetClusterId()) == string(m.GetClusterId()) && r.GetIncarnation() == m.GetIncarnation()
+	switch {
+	case r.GetPhase() >= peerpb.Phase_PHASE_READY && !same && m == nil:
+		return fmt.Errorf("%w (peer %s is of cluster %x)", ErrWiped, id, r.GetClusterId())
+	case r.GetPhase() != peerpb.Phase_PHASE_EMPTY && !same:
+		return fmt.Errorf("%w: peer %s holds data of cluster %x; if that is a leftover, wipe its data directory", ErrForeignData, id, r.GetClusterId())
+	case r.GetVerdict() == peerpb.FormResponse_VERDICT_PEERS_DIFFER || m == nil && !samePeers(r.GetPeers(), n.formPeers()):
+		return n.differ(id, r)
+	case r.GetVerdict() != peerpb.FormResponse_VERDICT_OK:
+		return fmt.Errorf("peer %s: %v", id, r.GetVerdict())
+	}
+	return nil
+}
+
+func (n *Node) differ(id string, r *peerpb.FormResponse) error {
+	return fmt.Errorf("%w: peer %s expects %s, this peer %s", ErrPeersDiffer, id, listPeers(r.GetPeers()), listPeers(n.formPeers()))
+}
+
+// each asks all other peers and returns the first of their errors; see is
+// called for each that answers.
+func (n *Node) each(ctx context.Context, req *peerpb.FormRequest, see func(id string, r *peerpb.FormResponse) error) error {
+	req.Peers = n.formPeers()
+	var first error
+	for _, p := range n.cfg.Peers {
+		if p.ID == n.cfg.ID {
+			continue
+		}
+		r, err := n.askForm(ctx, p.ID, req)
+		if err == nil {
+			err = see(p.ID, r)
+		}
+		if err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (n *Node) askForm(ctx context.Context, id string, req *peerpb.FormRequest) (*peerpb.FormResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.dialTimeout()+time.Second)
+	defer cancel()
+	conn, err := n.peers.ready(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("%w: peer %s: %w", ErrNotReady, id, err)
+	}
+	r, err := peerpb.NewPeerClient(conn).Form(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("%w: peer %s: %w", ErrNotReady, id, err)
+	}
+	return r, nil
+}
+
+// Form answers another peer that forms the cluster.
+func (s service) Form(ctx context.Context, req *peerpb.FormRequest) (*peerpb.FormResponse, error) {
+	n := s.n
+	from, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n.formMu.Lock()
+	defer n.formMu.Unlock()
+	verdict, err := n.formFor(from, req)
+	if err != nil {
+		n.log.Error("cannot take a step in forming the cluster", "step", req.GetStep().String(), "error", err)
+		if !errors.Is(err, ErrPeersDiffer) && !errors.Is(err, ErrForeignData) {
+			verdict = peerpb.FormResponse_VERDICT_FAILED
+		}
+		n.problem = err
+	}
+	m := n.marker.Load()
+	return &peerpb.FormResponse{
+		Verdict: verdict, Phase: m.GetPhase(), ClusterId: m.GetClusterId(), Incarnation: m.GetIncarnation(), Peers: n.formPeers(),
+	}, nil
+}
+
+func (n *Node) formFor(from string, req *peerpb.FormRequest) (peerpb.FormResponse_Verdict, error) {
+	if req.GetStep() == peerpb.FormRequest_STEP_INSPECT {
+		return peerpb.FormResponse_VERDICT_OK, nil
+	}
+	if n.ctx.Err() != nil {
+		return peerpb.FormResponse_VERDICT_FAILED, nil
+	}
+	m := n.marker.Load()
+	if m != nil && (string(m.GetClusterId()) != string(req.GetClusterId()) || m.GetIncarnation() != req.GetIncarnation()) {
+		return peerpb.FormResponse_VERDICT_FOREIGN, fmt.Errorf("%w: peer %s forms cluster %x, this peer holds data of cluster %x",
+			ErrForeignData, from, req.GetClusterId(), m.GetClusterId())
+	}
+	if m.GetPhase() >= peerpb.Phase_PHASE_READY {
+		if n.raft.Load() == nil { // a crash or an error came between the marker and Raft
+			return peerpb.FormResponse_VERDICT_OK, n.startRaft()
+		}
+		return peerpb.FormResponse_VERDICT_OK, nil
+	}
+	if !samePeers(req.GetPeers(), n.formPeers()) {
+		return peerpb.FormResponse_VERDICT_PEERS_DIFFER, fmt.Errorf("%w: peer %s expects %s, this peer %s",
+			ErrPeersDiffer, from, listPeers(req.GetPeers()), listPeers(n.formPeers()))
+	}
+	if from != n.cfg.Peers[0].ID || from == n.cfg.ID {
+		return peerpb.FormResponse_VERDICT_NOT_COORDINATOR, nil
+	}
+	if req.GetStep() == peerpb.FormRequest_STEP_READY {
+		if m == nil {
+			return peerpb.FormResponse_VERDICT_NOT_PREPARED, nil
+		}
+		return peerpb.FormResponse_VERDICT_OK, n.readyLocked()
+	}
+	if m != nil {
+		return peerpb.FormResponse_VERDICT_OK, nil // prepared already
+	}
+	if len(req.GetClusterId()) != 16 || req.GetIncarnation() == 0 {
+		return peerpb.FormResponse_VERDICT_FAILED, nil
+	}
+	return peerpb.FormResponse_VERDICT_OK, n.setMarker(&peerpb.Marker{
+		ClusterId: req.GetClusterId(), Incarnation: req.GetIncarnation(), Self: n.cfg.ID, Peers: n.formPeers(),
+	}, peerpb.Phase_PHASE_PREPARED)
+}
+
+func (n *Node) becomeReady() error {
+	n.formMu.Lock()
+	defer n.formMu.Unlock()
+	return n.readyLocked()
+}
+
+func (n *Node) readyLocked() error {
+	if n.ctx.Err() != nil {
+		return ErrStopped
+	}
+	if n.marker.Load().GetPhase() < peerpb.Phase_PHASE_READY {
+		if err := n.setMarker(n.marker.Load(), peerpb.Phase_PHASE_READY); err != nil {
+			return err
+		}
+	}
+	if n.raft.Load() != nil {
+		return nil
+	}
+	return n.startRaft()
+}
+
+// setMarker makes m durable in phase. Under formMu, or before the node runs.
+func (n *Node) setMarker(m *peerpb.Marker, phase peerpb.Phase) error {
+	m = proto.Clone(m).(*peerpb.Marker)
+	m.Phase = phase
+	if err := writeMarker(n.cfg.Dir, m); err != nil {
+		return fmt.Errorf("keep the cluster marker: %w", err)
+	}
+	n.marker.Store(m)
+	if h := n.cfg.afterMarker; h != nil {
+		h(phase)
+	}
+	return nil
+}
+
+func (n *Node) formPeers() []*peerpb.Member {
+	out := make([]*peerpb.Member, len(n.cfg.Peers))
+	for i, p := range n.cfg.Peers {
+		out[i] = &peerpb.Member{Id: p.ID, Address: p.Address}
+	}
+	return out
+}
+
+func samePeers(a, b []*peerpb.Member) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i].GetId() != b[i].GetId() || a[i].GetAddress() != b[i].GetAddress() {
+			return false
+		}
+	}
+	return true
+}
+
+func listPeers(l []*peerpb.Member) string {
+	s := "["
+	for i, p := range l {
+		if i > 0 {
+			s += " "
+		}
+		s += p.GetId() + "=" + p.GetAddress()
+	}
+	return s + "]"
+}

@@ -1,0 +1,488 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+
+	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
+)
+
+// Node is one running peer. Its methods may be used by any goroutine, at any
+// time after Start.
+type Node struct {
+	cfg  Config
+	log  *slog.Logger
+	lock *os.File
+
+	ctx     context.Context // ends when the node begins to stop
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // goroutines of the node itself
+	gate    sync.Mutex     // guards closing; see begin
+	closing bool
+	done    chan struct{} // closed when all has stopped
+
+	port      *port
+	server    *grpc.Server
+	peers     *peerClients
+	transport *transport
+	machine   *machine
+	store     *checkedLog
+	cache     *raft.LogCache
+	running   atomic.Bool // run has begun
+	live      atomic.Bool // Raft's goroutines run: see raftLog
+	snapshots *raft.FileSnapshotStore
+	snapIndex atomic.Uint64
+
+	raft  atomic.Pointer[raft.Raft] // nil until the cluster has formed
+	queue *queue
+	reads *reads
+	hub   *hub
+
+	handlerMu sync.RWMutex // guards handlers
+	handlers  map[string]Handler
+
+	formMu  sync.Mutex // guards the marker file and problem; held while a step is made durable
+	problem error      // why forming does not proceed; nil when it does
+	marker  atomic.Pointer[peerpb.Marker]
+
+	failOnce sync.Once
+	stopOnce sync.Once
+	errMu    sync.Mutex // guards err
+	err      error
+}
+
+func newNode(c Config) *Node {
+	n := &Node{
+		cfg:      c,
+		log:      c.Logger.With("peer", c.ID),
+		done:     make(chan struct{}),
+		handlers: make(map[string]Handler),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	for k, h := range c.Handlers {
+		n.handlers[k] = h
+	}
+	n.machine = &machine{sm: c.StateMachine, fail: n.fail}
+	n.hub = newHub()
+	n.queue = newQueue(n)
+	n.reads = newReads(n)
+	n.peers = newPeerClients(n)
+	return n
+}
+
+// dialTimeout bounds connecting to a peer: an election's worth, so that an
+// unreachable peer cannot hold up what the reachable ones decide.
+func (n *Node) dialTimeout() time.Duration {
+	return max(2*n.cfg.Timing.Election, 500*time.Millisecond)
+}
+
+// openData opens log and snapshots and checks all of them.
+func (n *Node) openData(ctx context.Context) error {
+	var err error
+	if n.snapshots, err = raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, 2, raftLogger(n.log)); err != nil {
+		return fmt.Errorf("open the snapshots: %w", err)
+	}
+	newest, err := n.checkSnapshots()
+	if err != nil {
+		return err
+	}
+	n.snapIndex.Store(newest)
+	if n.store, err = openLog(n.cfg.Dir, n.cfg.SnapshotBytes); err != nil {
+		return err
+	}
+	if err := n.store.verify(ctx, newest); err != nil {
+		return err
+	}
+	if n.cache, err = raft.NewLogCache(logCacheSize, n.store); err != nil {
+		return err
+	}
+	has, err := raft.HasExistingState(n.store, n.store.bolt, n.snapshots)
+	if err != nil {
+		return err
+	}
+	switch phase := n.marker.Load().GetPhase(); {
+	case phase < peerpb.Phase_PHASE_READY && has:
+		return fmt.Errorf("%w: %s has Raft data, but no marker says of which cluster", ErrForeignData, n.cfg.Dir)
+	case phase == peerpb.Phase_PHASE_STARTED && !has:
+		return fmt.Errorf("%w (%s)", ErrLostData, n.cfg.Dir)
+	}
+	return nil
+}
+
+// checkSnapshots reads the newest snapshot through. The library would fall back
+// to an older one, whose log has been compacted away already.
+func (n *Node) checkSnapshots() (index uint64, err error) {
+	dir := filepath.Join(n.cfg.Dir, "snapshots")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	found := 0
+	for _, e := range entries {
+		switch {
+		case e.IsDir() && strings.HasSuffix(e.Name(), ".tmp"): // cut short by a crash
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return 0, err
+			}
+		case e.IsDir():
+			found++
+		}
+	}
+	list, err := n.snapshots.List()
+	if err != nil {
+		return 0, err
+	}
+	if len(list) < min(found, 2) {
+		return 0, fmt.Errorf("%w: %s: unreadable metadata", ErrCorruptSnapshot, dir)
+	}
+	if len(list) == 0 {
+		return 0, nil
+	}
+	meta, rc, err := n.snapshots.Open(list[0].ID)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s: %v", ErrCorruptSnapshot, filepath.Join(dir, list[0].ID), err)
+	}
+	defer func() { _ = rc.Close() }()
+	if _, _, err := readSnapshotHead(rc); err != nil {
+		return 0, fmt.Errorf("%s: %w", filepath.Join(dir, list[0].ID), err)
+	}
+	return meta.Index, nil
+}
+
+// serve opens the port, and starts Raft when the cluster has formed before.
+func (n *Node) serve() error {
+	addr := idAddr(n.cfg.ID)
+	t := n.cfg.Timing
+	n.port = &port{
+		ln: n.cfg.Listener, sec: n.cfg.Security, log: n.log, dialTCP: n.cfg.Dial,
+		age: t.ConnAge, stale: max(3*t.Election, time.Second),
+		member: n.isMember, address: n.addressOf, greet: n.greet,
+		raft: newHandOff(addr), rpc: newHandOff(addr),
+		handshakes: make(chan struct{}, maxHandshakes),
+		conns:      make(map[*peerConn]struct{}),
+	}
+	n.port.ctx, n.port.cancel = context.WithCancel(context.Background())
+	s := stream{n.port.raft, n}
+	n.transport = newTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider:   s,
+		Logger:                  raftLogger(n.log),
+		Stream:                  s,
+		MaxPool:                 3,
+		MaxRPCsInFlight:         1, // no pipelining: hashicorp/raft#612
+		Timeout:                 10 * time.Second,
+		MsgpackUseNewTimeFormat: true,
+	}), 8*time.Millisecond, func() (peek, bool) {
+		r := n.raft.Load()
+		return r, r != nil
+	})
+	n.transport.stock = n.cfg.unsafeStockHeartbeats
+	n.server = newServer(n)
+	if n.marker.Load().GetPhase() >= peerpb.Phase_PHASE_READY {
+		return n.startRaft()
+	}
+	return nil
+}
+
+// run starts what works in the background.
+func (n *Node) run() {
+	n.port.serve()
+	n.wg.Add(1)
+	go func() {
+		defer n.wg.Done()
+		_ = n.server.Serve(n.port.rpc)
+	}()
+	n.goDo(n.form)
+	n.goDo(n.queue.run)
+	n.goDo(n.watch)
+	n.goDo(n.compact)
+	n.running.Store(true)
+	if n.Err() != nil {
+		go n.stop()
+	}
+}
+
+// begin counts a goroutine that stop waits for; wg.Done must follow. It is false
+// once the node stops.
+func (n *Node) begin() bool {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	if n.closing {
+		return false
+	}
+	n.wg.Add(1)
+	return true
+}
+
+func (n *Node) goDo(f func()) {
+	n.wg.Add(1)
+	go func() {
+		defer n.wg.Done()
+		f()
+	}()
+}
+
+// raftConfig is the library's configuration; see doc.go for the reasons.
+func (n *Node) raftConfig() *raft.Config {
+	t := n.cfg.Timing
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(n.cfg.ID)
+	c.HeartbeatTimeout = t.Heartbeat
+	c.ElectionTimeout = t.Election
+	c.LeaderLeaseTimeout = t.Lease
+	c.CommitTimeout = t.Commit
+	c.MaxAppendEntries = 64
+	c.BatchApplyCh = true
+	c.ShutdownOnRemove = true
+	c.NoSnapshotRestoreOnStart = false
+	c.NoLegacyTelemetry = true
+	c.SnapshotInterval = time.Hour // snapshots are triggered by bytes: compact
+	c.SnapshotThreshold = math.MaxUint64 >> 1
+	c.TrailingLogs = 1024
+	c.Logger = raftLogger(n.log)
+	return c
+}
+
+// startRaft writes the first configuration, if a crash did not let it be
+// written before, and starts the library. Called once, by Start or by forming
+// (which holds formMu).
+func (n *Node) startRaft() error {
+	m := n.marker.Load()
+	conf := n.raftConfig()
+	if m.GetPhase() == peerpb.Phase_PHASE_READY {
+		if err := n.bootstrap(conf, m); err != nil {
+			return err
+		}
+	}
+	log := raftLog{n.cache, &n.live, n.fail}
+	stable := raftStable{n.store.bolt, &n.live, n.fail}
+	r, err := raft.NewRaft(conf, n.machine, log, stable, n.snapshots, n.transport)
+	if err != nil {
+		if n.machine.stopped {
+			if err := n.Err(); err != nil { // what Restore said
+				if !errors.Is(err, ErrCorruptSnapshot) && !errors.Is(err, ErrNewerFormat) {
+					err = fmt.Errorf("%w: %w", ErrCorruptSnapshot, err)
+				}
+				return err
+			}
+		}
+		return fmt.Errorf("start Raft: %w", err)
+	}
+	n.live.Store(true)
+	n.raft.Store(r)
+	n.hub.follow(r)
+	n.log.Info("Raft runs", "cluster", fmt.Sprintf("%x", m.GetClusterId()), "incarnation", m.GetIncarnation(), "term", r.CurrentTerm(), "last", r.LastIndex())
+	return nil
+}
+
+// bootstrap writes the configuration that all peers agreed on, and notes that
+// it did. Raft has not run before: what a crash left of an earlier attempt is at
+// most a first term without an entry, which the library would take for state.
+func (n *Node) bootstrap(conf *raft.Config, m *peerpb.Marker) error {
+	last, err := n.store.LastIndex()
+	if err != nil {
+		return err
+	}
+	if last == 0 {
+		if err := n.store.bolt.SetUint64([]byte("CurrentTerm"), 0); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+		var c raft.Configuration
+		for _, p := range m.GetPeers() {
+			c.Servers = append(c.Servers, raft.Server{
+				Suffrage: raft.Voter, ID: raft.ServerID(p.GetId()), Address: raft.ServerAddress(p.GetAddress()),
+			})
+		}
+		if err := raft.BootstrapCluster(conf, n.cache, n.store.bolt, n.snapshots, n.transport, c); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+	}
+	return n.setMarker(m, peerpb.Phase_PHASE_STARTED)
+}
+
+// addressOf prefers what the operator configured to what the log remembers.
+func (n *Node) addressOf(id string) string {
+	for _, p := range n.cfg.Peers {
+		if p.ID == id {
+			return p.Address
+		}
+	}
+	if r := n.raft.Load(); r != nil {
+		for _, s := range r.GetConfiguration().Configuration().Servers {
+			if string(s.ID) == id {
+				return string(s.Address)
+			}
+		}
+	}
+	return ""
+}
+
+func (n *Node) isMember(id string) bool { return n.addressOf(id) != "" }
+
+// watch follows the library's observations, and stops the node when the library
+// has stopped by itself.
+func (n *Node) watch() {
+	defer n.hub.end()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.hub.events:
+			r := n.raft.Load()
+			if r == nil {
+				continue
+			}
+			_, leader := r.LeaderWithID()
+			state := r.State()
+			n.hub.publish(string(leader), state == raft.Leader)
+			if state == raft.Shutdown && n.ctx.Err() == nil {
+				n.fail(ErrRemoved)
+			}
+		}
+	}
+}
+
+// fail stops the node without ceremony: something that it must not survive.
+func (n *Node) fail(err error) {
+	n.failOnce.Do(func() {
+		if n.ctx.Err() != nil {
+			return // stopping anyway
+		}
+		n.errMu.Lock()
+		n.err = err
+		n.errMu.Unlock()
+		n.log.Error("this peer stops", "reason", err)
+		if n.running.Load() {
+			go n.stop()
+		} // else run does, or Start fails
+	})
+}
+
+// Done is closed when the node has stopped, by Shutdown or by itself.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err is why the node stopped by itself; nil while it runs and after Shutdown.
+func (n *Node) Err() error {
+	n.errMu.Lock()
+	defer n.errMu.Unlock()
+	return n.err
+}
+
+// Shutdown hands leadership over, if this peer leads, and stops. ctx bounds the
+// handing over; stopping itself takes what the disk takes. It may be called
+// more than once.
+func (n *Node) Shutdown(ctx context.Context) error {
+	if n.ctx.Err() == nil {
+		if r := n.raft.Load(); r != nil && r.State() == raft.Leader {
+			tctx, cancel := context.WithTimeout(ctx, 2*n.cfg.Timing.Election)
+			if err := n.TransferLeadership(tctx, ""); err != nil && n.ctx.Err() == nil {
+				n.log.Info("stopping while leader", "reason", err)
+			}
+			cancel()
+		}
+	}
+	go n.stop()
+	select {
+	case <-n.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// stop, in this order: refuse new work; let what is under way in Raft be
+// answered, for the library forgets it at shutdown; Raft; then the connections,
+// which Raft was using; the files last.
+func (n *Node) stop() {
+	n.stopOnce.Do(func() {
+		n.cancel()
+		n.gate.Lock()
+		n.closing = true
+		n.gate.Unlock()
+		n.queue.settle(2 * n.cfg.Timing.Lease)
+		// A form step under way may be about to start Raft.
+		n.formMu.Lock()
+		r := n.raft.Load()
+		n.formMu.Unlock()
+		if r != nil {
+			n.hub.unfollow(r)
+			_ = r.Shutdown().Error() // closes the transport, too
+		}
+		_ = n.transport.Close()
+		n.server.Stop()
+		n.peers.close()
+		n.port.close()
+		n.wg.Wait()
+		n.queue.drop()
+		n.release()
+		close(n.done)
+	})
+}
+
+// release frees what Start took, as far as it came.
+func (n *Node) release() {
+	n.cancel()
+	if n.transport != nil {
+		_ = n.transport.Close()
+	}
+	if n.port != nil {
+		n.port.close()
+	}
+	if n.store != nil {
+		if err := n.store.bolt.Close(); err != nil {
+			n.log.Error("close the Raft log", "error", err)
+		}
+	}
+	if n.lock != nil {
+		_ = n.lock.Close()
+	}
+}
+
+// compact takes a snapshot when the log has grown by Config.SnapshotBytes, and
+// keeps about as many bytes of older entries for followers that lag a little.
+func (n *Node) compact() {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.store.grown:
+		}
+		r := n.raft.Load()
+		if r == nil {
+			continue
+		}
+		if err := n.snapshot(r); err != nil && n.ctx.Err() == nil {
+			n.log.Warn("snapshot failed; it is tried again as the log grows", "error", err)
+		}
+	}
+}
+
+func (n *Node) snapshot(r *raft.Raft) error {
+	size, count := n.store.bytes.Load(), n.store.entries.Load()
+	rc := r.ReloadableConfig()
+	rc.TrailingLogs = uint64(min(max(count, 64), 1<<14))
+	if err := r.ReloadConfig(rc); err != nil {
+		return err
+	}
+	f := r.Snapshot()
+	if err := f.Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return err
+	}
+	n.store.bytes.Add(-size)
+	n.store.entries.Add(-count)
+	if list, err := n.snapshots.List(); err == nil && len(list) > 0 {
+		n.snapIndex.Store(list[0].Index)
+	}
+	return nil
+}

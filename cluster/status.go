@@ -1,0 +1,155 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// State is what a peer is doing.
+type State string
+
+const (
+	Forming   State = "forming" // does not run Raft yet; Status.Problem says why
+	Follower  State = "follower"
+	Candidate State = "candidate"
+	Leads     State = "leader"
+	Stopped   State = "stopped"
+)
+
+// Status is a picture of a peer; its parts are read one after the other.
+type Status struct {
+	ID            string
+	State         State
+	Leader        string // id; "" when none is known
+	Term          uint64
+	LastIndex     uint64 // of the log
+	CommitIndex   uint64
+	AppliedIndex  uint64 // greatest command applied, see Node.Applied
+	SnapshotIndex uint64
+	Members       []Member
+	LastContact   time.Duration // since this peer heard the leader; 0 on the leader, -1 when it never did
+	ClusterID     [16]byte
+	Incarnation   uint64
+	Formed        bool
+	Problem       error // why forming does not proceed, or why the peer stopped
+}
+
+// Member is a server in the latest configuration; before forming, a configured peer.
+type Member struct {
+	ID, Address string
+	Voter       bool
+}
+
+// Status never blocks on Raft.
+func (n *Node) Status() Status {
+	s := Status{ID: n.cfg.ID, State: Forming, LastContact: -1, AppliedIndex: n.Applied(), SnapshotIndex: n.snapIndex.Load()}
+	s.ClusterID, s.Incarnation, s.Formed = n.Identity()
+	n.formMu.Lock()
+	s.Problem = n.problem
+	n.formMu.Unlock()
+	if err := n.Err(); err != nil {
+		s.Problem = err
+	}
+	r := n.raft.Load()
+	if r == nil {
+		for _, p := range n.cfg.Peers {
+			s.Members = append(s.Members, Member{p.ID, p.Address, true})
+		}
+		if n.ctx.Err() != nil {
+			s.State = Stopped
+		}
+		return s
+	}
+	state := r.State()
+	switch {
+	case n.ctx.Err() != nil || state == raft.Shutdown:
+		s.State = Stopped
+	case state == raft.Leader:
+		s.State = Leads
+	case state == raft.Candidate:
+		s.State = Candidate
+	default:
+		s.State = Follower
+	}
+	s.Leader = n.leader()
+	s.Term, s.LastIndex, s.CommitIndex = r.CurrentTerm(), r.LastIndex(), r.CommitIndex()
+	if state == raft.Leader {
+		s.LastContact = 0
+	} else if t := r.LastContact(); !t.IsZero() {
+		s.LastContact = time.Since(t)
+	}
+	for _, m := range r.GetConfiguration().Configuration().Servers {
+		s.Members = append(s.Members, Member{string(m.ID), string(m.Address), m.Suffrage == raft.Voter})
+	}
+	return s
+}
+
+func (n *Node) leads() bool {
+	r := n.raft.Load()
+	return r != nil && r.State() == raft.Leader && n.ctx.Err() == nil
+}
+
+// leader is the id of the leader that this peer knows of, or "".
+func (n *Node) leader() string {
+	r := n.raft.Load()
+	if r == nil {
+		return ""
+	}
+	_, id := r.LeaderWithID()
+	return string(id)
+}
+
+func (n *Node) whyNoLeader() error {
+	if n.raft.Load() == nil {
+		return fmt.Errorf("%w: the cluster has not formed", ErrNotReady)
+	}
+	return ErrNoLeader
+}
+
+// TransferLeadership hands leadership to the peer to, or to the most up to date
+// voter when to is "". Only the leader can; ErrNoLeader otherwise.
+func (n *Node) TransferLeadership(ctx context.Context, to string) error {
+	if !n.leads() {
+		return fmt.Errorf("%w: this peer does not lead", ErrNoLeader)
+	}
+	r := n.raft.Load()
+	others, voter := 0, false
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter && string(s.ID) != n.cfg.ID {
+			others++
+			voter = voter || string(s.ID) == to
+		}
+	}
+	switch {
+	case to == n.cfg.ID:
+		return nil
+	case others == 0:
+		return fmt.Errorf("%w: there is no other voter", ErrUnknownPeer)
+	case to != "" && !voter:
+		return fmt.Errorf("%w: %q is not a voter", ErrUnknownPeer, to)
+	}
+	if !n.queue.hold() {
+		return ErrStopped
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer n.queue.fly.Done()
+		if to == "" {
+			done <- r.LeadershipTransfer().Error()
+		} else {
+			done <- r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)).Error()
+		}
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("transfer leadership: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

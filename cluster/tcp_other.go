@@ -1,0 +1,10 @@
+//go:build !linux
+
+package cluster
+
+import (
+	"net"
+	"time"
+)
+
+func setStale(net.Conn, time.Duration) {}
