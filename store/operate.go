@@ -28,15 +28,6 @@ func (s *Store) DecryptWire(ctx context.Context, r Request, nonce, ciphertext []
 	return s.cfg.Keys.DecryptWire(nonce, ciphertext)
 }
 
-// MayCipher tells whether the caller may use the cipher, for surfaces that must
-// answer so before they read a long body. The operation itself decides again.
-func (s *Store) MayCipher(ctx context.Context, r Request) error {
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
-	_, err := s.read(ctx, r, "cipher", "", secret.SystemCipher, secret.Execute)
-	return err
-}
-
 // Verify opens a ciphertext for the bootstrap job, which compares the hash of
 // what it contains: proof that this cluster has its keys.
 func (s *Store) Verify(ctx context.Context, r Request, nonce, ciphertext []byte) ([]byte, error) {
@@ -80,6 +71,30 @@ func (s *Store) Restore(ctx context.Context, r Request, share RecoveryShare) (pr
 // most when things are broken, it asks no other peer and no keys.
 func (s *Store) Inspect(ctx context.Context, r Request) error {
 	return s.only(ctx, r, "cluster.status", false, secret.RoleSuperuser, secret.RoleAdmin, secret.RoleOperator, secret.RoleRecover, secret.RoleRestore, secret.RoleBootstrap)
+}
+
+// Sealed tells whether this process is without keys, or not yet following the state.
+func (s *Store) Sealed() bool { return s.public.Load() == nil }
+
+// RefuseSealed records and returns the refusal of a request that is not even
+// looked at, because there are no keys.
+func (s *Store) RefuseSealed(r Request) error {
+	_, err := s.current()
+	if err == nil { // unsealed meanwhile: asking again will do
+		err = secret.Errorf(secret.CodeUnavailable, "this peer was sealed until this moment; ask again")
+	}
+	return s.refuse(r, "sealed", "", err)
+}
+
+// RefusePolicy answers a request for a policy that cannot be: invalid to those
+// who may write policies, a denial to the others.
+func (s *Store) RefusePolicy(ctx context.Context, r Request, name string, invalid error) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if _, err := s.read(ctx, r, "policy.put", name, secret.SystemPolicies, secret.Write); err != nil {
+		return err
+	}
+	return invalid
 }
 
 // only lets the roles pass; no policy can grant what it guards (SPIKE ADR-0029).

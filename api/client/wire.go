@@ -1,0 +1,214 @@
+package client
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// Headers of native and SPIKE routes alike.
+const (
+	// HeaderRequestID carries the request id that the audit records have.
+	HeaderRequestID = "Spike-Request-Id"
+	// HeaderIndex carries the Raft index that the answering peer had published.
+	HeaderIndex = "Spike-Index"
+	// HeaderWriteID carries, in requests that change something, 32 hexadecimal
+	// digits that stay the same over all attempts, a dot, and an index that the
+	// client saw in an answer before its first attempt (0 when it saw none, which
+	// is right on the first attempt only).
+	HeaderWriteID = "Spike-Write-Id"
+)
+
+// Routes of the native API. All but health and status are POST with a JSON
+// object: names of secrets are secrets too, and a body, unlike a URL, ends up in
+// no log on the way.
+const (
+	RouteSecretPut      = "/v1/secrets/put"
+	RouteSecretGet      = "/v1/secrets/get"
+	RouteSecretList     = "/v1/secrets/list"
+	RouteSecretDelete   = "/v1/secrets/delete"
+	RouteSecretUndelete = "/v1/secrets/undelete"
+	RouteSecretDestroy  = "/v1/secrets/destroy"
+	RouteSecretPurge    = "/v1/secrets/purge"
+	RouteSecretMetadata = "/v1/secrets/metadata"
+	RoutePolicyPut      = "/v1/policies/put"
+	RoutePolicyGet      = "/v1/policies/get"
+	RoutePolicyDelete   = "/v1/policies/delete"
+	RoutePolicyList     = "/v1/policies/list"
+	RouteInit           = "/v1/sys/init"
+	RouteHealth         = "/v1/sys/health" // GET
+	RouteStatus         = "/v1/sys/status" // GET
+)
+
+// Routes of the SPIKE protocol; the operation is the query parameter "action".
+const (
+	WireSecrets  = "/v1/store/secrets"
+	WireMetadata = "/v1/store/secrets/metadata"
+	WirePolicy   = "/v1/acl/policy"
+	WireEncrypt  = "/v1/cipher/encrypt"
+	WireDecrypt  = "/v1/cipher/decrypt"
+	WireRecover  = "/v1/operator/recover"
+	WireRestore  = "/v1/operator/restore"
+	WireVerify   = "/v1/bootstrap/verify"
+)
+
+// Failure is the body of a native answer that is not 200.
+type Failure struct {
+	Code    secret.Code    `json:"code"`
+	Message string         `json:"message"`
+	Reason  string         `json:"reason,omitempty"`
+	Current secret.Version `json:"currentVersion,omitempty"` // of a conflict
+	Request string         `json:"requestId,omitempty"`
+}
+
+// PutRequest asks to write the next version of a secret.
+type PutRequest struct {
+	Path   string            `json:"path"`
+	Values map[string]string `json:"values"`
+	// ExpectedVersion, when given, must be the current version (0: none is live).
+	ExpectedVersion *secret.Version `json:"expectedVersion,omitempty"`
+}
+
+// ChangeAnswer says what a change came to.
+type ChangeAnswer struct {
+	Version  secret.Version   `json:"version,omitempty"`
+	Versions []secret.Version `json:"versions,omitempty"`
+	Index    uint64           `json:"index"`
+}
+
+// PathRequest names a secret and, where it makes sense, one version.
+type PathRequest struct {
+	Path    string         `json:"path"`
+	Version secret.Version `json:"version,omitempty"`
+}
+
+// VersionsRequest names versions of a secret.
+type VersionsRequest struct {
+	Path     string           `json:"path"`
+	Versions []secret.Version `json:"versions"`
+}
+
+// SecretAnswer is one version of a secret.
+type SecretAnswer struct {
+	Values  json.RawMessage `json:"values"` // an object of strings
+	Version secret.Version  `json:"version"`
+	Created time.Time       `json:"createdTime"`
+	Index   uint64          `json:"index"`
+}
+
+// ListRequest asks for the paths that begin with Prefix.
+type ListRequest struct {
+	Prefix string `json:"prefix"`
+}
+
+// ListAnswer lists paths, sorted.
+type ListAnswer struct {
+	Keys  []string `json:"keys"`
+	Index uint64   `json:"index"`
+}
+
+// MetadataAnswer describes a secret and all its versions.
+type MetadataAnswer struct {
+	CurrentVersion secret.Version  `json:"currentVersion"`
+	OldestVersion  secret.Version  `json:"oldestVersion"`
+	Created        time.Time       `json:"createdTime"`
+	Updated        time.Time       `json:"updatedTime"`
+	MaxVersions    int             `json:"maxVersions"`
+	Versions       []VersionAnswer `json:"versions"`
+	Index          uint64          `json:"index"`
+}
+
+// VersionAnswer describes one version.
+type VersionAnswer struct {
+	Version   secret.Version `json:"version"`
+	Created   time.Time      `json:"createdTime"`
+	Deleted   *time.Time     `json:"deletedTime"`
+	Destroyed bool           `json:"destroyed"`
+}
+
+// Policy is a policy in requests and answers; the times only in answers.
+type Policy struct {
+	Name        string         `json:"name" yaml:"name"`
+	SPIFFEID    secret.Pattern `json:"spiffeId" yaml:"spiffeId"`
+	Path        secret.Pattern `json:"path" yaml:"path"`
+	Permissions []string       `json:"permissions" yaml:"permissions"`
+	Created     *time.Time     `json:"createdTime,omitempty" yaml:"-"`
+	Updated     *time.Time     `json:"updatedTime,omitempty" yaml:"-"`
+}
+
+// NameRequest names a policy.
+type NameRequest struct {
+	Name string `json:"name"`
+}
+
+// PoliciesAnswer lists policies, sorted by name.
+type PoliciesAnswer struct {
+	Policies []Policy `json:"policies"`
+}
+
+// InitRequest asks to give a new cluster its root key.
+type InitRequest struct {
+	Shares    int `json:"shares"`
+	Threshold int `json:"threshold"`
+}
+
+// Health is what one peer says of itself, to any trusted identity.
+type Health struct {
+	Peer        string `json:"peer"`
+	Formed      bool   `json:"formed"`      // the cluster exists
+	Initialised bool   `json:"initialised"` // it has a root key
+	Sealed      bool   `json:"sealed"`      // this peer has no keys
+	Leader      bool   `json:"leader"`
+	Version     string `json:"version"`
+}
+
+// Status is the whole cluster as one peer sees it.
+type Status struct {
+	AskedPeer   string         `json:"askedPeer"`
+	ClusterID   string         `json:"clusterId"`
+	Incarnation uint64         `json:"incarnation"`
+	Leader      string         `json:"leader"`
+	Term        uint64         `json:"term"`
+	Initialised bool           `json:"initialised"`
+	Sealed      bool           `json:"sealedByOperator"`
+	Threshold   int            `json:"threshold"`
+	Shares      int            `json:"shares"`
+	Tolerance   int            `json:"failureTolerance"` // voters that may still fail
+	Secrets     int            `json:"secrets"`
+	Policies    int            `json:"policies"`
+	StateBytes  uint64         `json:"stateBytes"`
+	StateLimit  uint64         `json:"stateLimitBytes"`
+	Peers       []PeerStatus   `json:"peers"`
+	Keepers     []KeeperStatus `json:"keepers"`
+}
+
+// PeerStatus is one peer; Reachable false leaves only what the asked one knows.
+type PeerStatus struct {
+	ID           string    `json:"id"`
+	Address      string    `json:"address"` // of its peer port
+	Reachable    bool      `json:"reachable"`
+	State        string    `json:"state"` // leader, follower, candidate, forming, …
+	Voter        bool      `json:"voter"`
+	Sealed       bool      `json:"sealed"`
+	Reason       string    `json:"reason,omitempty"` // why it does not serve
+	Term         uint64    `json:"term"`
+	CommitIndex  uint64    `json:"commitIndex"`
+	AppliedIndex uint64    `json:"appliedIndex"`
+	DataHash     string    `json:"dataHash"`  // of secrets and policies at appliedIndex
+	StateHash    string    `json:"stateHash"` // of everything at appliedIndex
+	AuditCount   uint64    `json:"auditRecords"`
+	AuditAnchor  string    `json:"auditAnchor"` // count:head, as the cluster holds it
+	AuditFault   string    `json:"auditFault,omitempty"`
+	SVIDExpiry   time.Time `json:"svidExpiry"`
+	Version      string    `json:"version"`
+	Damaged      int       `json:"damagedRecords,omitempty"`
+}
+
+// KeeperStatus is one Keeper as the asked peer found it.
+type KeeperStatus struct {
+	Name   string `json:"name"`
+	Index  int    `json:"shareIndex"`
+	Health string `json:"health"` // good, empty, wrong, stale, foreign, unreachable
+	Detail string `json:"detail,omitempty"`
+}

@@ -1,0 +1,158 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/store"
+)
+
+func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
+	st := s.cfg.Store
+	routes[client.RouteSecretPut] = post(s, func(ctx context.Context, r store.Request, q client.PutRequest) (client.ChangeAnswer, error) {
+		return changed(st.PutSecret(ctx, r, q.Path, q.Values, q.ExpectedVersion))
+	})
+	routes[client.RouteSecretGet] = post(s, func(ctx context.Context, r store.Request, q client.PathRequest) (client.SecretAnswer, error) {
+		v, err := st.GetSecret(ctx, r, q.Path, q.Version)
+		return client.SecretAnswer{Values: v.JSON, Version: v.Version, Created: v.Created, Index: v.Index}, err
+	})
+	routes[client.RouteSecretList] = post(s, func(ctx context.Context, r store.Request, q client.ListRequest) (client.ListAnswer, error) {
+		keys, index, err := st.ListPrefix(ctx, r, q.Prefix)
+		return client.ListAnswer{Keys: keys, Index: index}, err
+	})
+	routes[client.RouteSecretDelete] = post(s, func(ctx context.Context, r store.Request, q client.VersionsRequest) (client.ChangeAnswer, error) {
+		return changed(st.DeleteVersions(ctx, r, q.Path, q.Versions))
+	})
+	routes[client.RouteSecretUndelete] = post(s, func(ctx context.Context, r store.Request, q client.VersionsRequest) (client.ChangeAnswer, error) {
+		return changed(st.UndeleteVersions(ctx, r, q.Path, q.Versions))
+	})
+	routes[client.RouteSecretDestroy] = post(s, func(ctx context.Context, r store.Request, q client.VersionsRequest) (client.ChangeAnswer, error) {
+		return changed(st.DestroyVersions(ctx, r, q.Path, q.Versions))
+	})
+	routes[client.RouteSecretPurge] = post(s, func(ctx context.Context, r store.Request, q client.PathRequest) (client.ChangeAnswer, error) {
+		return changed(st.PurgeSecret(ctx, r, q.Path))
+	})
+	routes[client.RouteSecretMetadata] = post(s, func(ctx context.Context, r store.Request, q client.PathRequest) (client.MetadataAnswer, error) {
+		m, err := st.GetMetadata(ctx, r, q.Path, q.Version, true)
+		return metadataAnswer(m), err
+	})
+	routes[client.RoutePolicyPut] = post(s, func(ctx context.Context, r store.Request, q client.Policy) (client.ChangeAnswer, error) {
+		permissions, err := secret.ParsePermissions(q.Permissions)
+		if err != nil {
+			return client.ChangeAnswer{}, err
+		}
+		return changed(st.PutPolicy(ctx, r, secret.Policy{Name: q.Name, SPIFFEID: q.SPIFFEID, Path: q.Path, Permissions: permissions}))
+	})
+	routes[client.RoutePolicyGet] = post(s, func(ctx context.Context, r store.Request, q client.NameRequest) (client.Policy, error) {
+		p, err := st.GetPolicy(ctx, r, q.Name)
+		return policyAnswer(p), err
+	})
+	routes[client.RoutePolicyDelete] = post(s, func(ctx context.Context, r store.Request, q client.NameRequest) (client.ChangeAnswer, error) {
+		return changed(st.DeletePolicy(ctx, r, q.Name))
+	})
+	routes[client.RoutePolicyList] = post(s, func(ctx context.Context, r store.Request, _ struct{}) (client.PoliciesAnswer, error) {
+		list, err := st.ListPolicies(ctx, r)
+		answer := client.PoliciesAnswer{Policies: make([]client.Policy, len(list))}
+		for i, p := range list {
+			answer.Policies[i] = policyAnswer(p)
+		}
+		return answer, err
+	})
+	routes[client.RouteInit] = post(s, func(ctx context.Context, r store.Request, q client.InitRequest) (struct{}, error) {
+		return struct{}{}, st.Initialise(ctx, r, q.Shares, q.Threshold)
+	})
+	routes[client.RouteStatus] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
+		if err := st.Inspect(ctx, r); err != nil {
+			return 0, nil, err
+		}
+		return http.StatusOK, s.cfg.Status(ctx), nil
+	})
+	routes[client.RouteHealth] = s.get(func(context.Context, store.Request) (int, any, error) {
+		health := s.cfg.Health()
+		switch {
+		case !health.Formed || !health.Initialised:
+			return http.StatusNotImplemented, health, nil
+		case health.Sealed:
+			return http.StatusServiceUnavailable, health, nil
+		}
+		return http.StatusOK, health, nil
+	})
+}
+
+// post makes a handler of an operation: a strict JSON object in, JSON out.
+func post[Q, A any](s *Server, operation func(context.Context, store.Request, Q) (A, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		request, err := s.open(w, r)
+		if err != nil {
+			s.sendFailure(w, request.ID, err)
+			return
+		}
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			send(w, http.StatusMethodNotAllowed, client.Failure{Code: secret.CodeInvalid, Message: "this route takes POST", Request: request.ID})
+			return
+		}
+		body, err := readBody(w, r, s.cfg.BodyLimit)
+		if err != nil {
+			s.sendFailure(w, request.ID, err)
+			return
+		}
+		defer clear(body)
+		var query Q
+		if err := decode(body, &query, true); err != nil {
+			s.sendFailure(w, request.ID, err)
+			return
+		}
+		answer, err := operation(r.Context(), request, query)
+		if err != nil {
+			s.sendFailure(w, request.ID, err)
+			return
+		}
+		send(w, http.StatusOK, answer)
+	}
+}
+
+func (s *Server) get(operation func(context.Context, store.Request) (int, any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		request, err := s.open(w, r)
+		if err != nil {
+			s.sendFailure(w, request.ID, err)
+			return
+		}
+		if r.Method != http.MethodGet {
+			w.Header().Set("Allow", http.MethodGet)
+			send(w, http.StatusMethodNotAllowed, client.Failure{Code: secret.CodeInvalid, Message: "this route takes GET", Request: request.ID})
+			return
+		}
+		status, answer, err := operation(r.Context(), request)
+		if err != nil {
+			s.sendFailure(w, request.ID, err)
+			return
+		}
+		send(w, status, answer)
+	}
+}
+
+func changed(c store.Changed, err error) (client.ChangeAnswer, error) {
+	return client.ChangeAnswer{Version: c.Version, Versions: c.Versions, Index: c.Index}, err
+}
+
+func metadataAnswer(m store.Metadata) client.MetadataAnswer {
+	answer := client.MetadataAnswer{CurrentVersion: m.Current, OldestVersion: m.Oldest, Created: m.Created, Updated: m.Updated,
+		MaxVersions: m.MaxVersions, Versions: make([]client.VersionAnswer, len(m.Versions)), Index: m.Index}
+	for i, v := range m.Versions {
+		answer.Versions[i] = client.VersionAnswer{Version: v.Version, Created: v.Created, Destroyed: v.Destroyed}
+		if !v.Deleted.IsZero() {
+			deleted := v.Deleted
+			answer.Versions[i].Deleted = &deleted
+		}
+	}
+	return answer
+}
+
+func policyAnswer(p secret.Policy) client.Policy {
+	created, updated := p.CreatedAt, p.UpdatedAt
+	return client.Policy{Name: p.Name, SPIFFEID: p.SPIFFEID, Path: p.Path, Permissions: p.Permissions.Names(), Created: &created, Updated: &updated}
+}

@@ -1,0 +1,134 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/netutil"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/identity"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/store"
+)
+
+// Config joins a Server to what it serves.
+type Config struct {
+	Store   *store.Store
+	Domains secret.TrustDomains
+	Logger  *slog.Logger
+	// BodyLimit bounds request bodies in bytes; DefaultBodyLimit when 0.
+	BodyLimit int64
+	// Health and Status describe this peer and the cluster.
+	Health func() client.Health
+	Status func(context.Context) client.Status
+}
+
+// Server answers requests; see Handler and Serve.
+type Server struct {
+	cfg  Config
+	http *http.Server
+}
+
+// New makes a server.
+func New(cfg Config) *Server {
+	if cfg.BodyLimit <= 0 {
+		cfg.BodyLimit = DefaultBodyLimit
+	}
+	s := &Server{cfg: cfg}
+	s.http = &http.Server{
+		Handler: s.Handler(),
+		// A client that sends or reads slowly holds a connection, not the server.
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.With("from", "http").Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+// MaxConnections bounds the open connections of one server. SPIKE's SDK opens
+// one per call and leaves it idle for 30 s.
+const MaxConnections = 4096
+
+// Serve answers on listener until Shutdown. config authenticates both sides.
+func (s *Server) Serve(listener net.Listener, config *tls.Config) error {
+	s.http.TLSConfig = config
+	err := s.http.ServeTLS(netutil.LimitListener(listener, MaxConnections), "", "")
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown lets requests under way finish, until ctx ends.
+func (s *Server) Shutdown(ctx context.Context) error {
+	return errors.Join(s.http.Shutdown(ctx), s.http.Close())
+}
+
+// Handler is the whole surface. It needs requests that came over mTLS.
+func (s *Server) Handler() http.Handler {
+	native := map[string]http.HandlerFunc{}
+	s.nativeRoutes(native)
+	wire := s.wireRoutes()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A route is matched on the bytes that were sent: nothing is unescaped,
+		// cleaned or redirected on the way.
+		if handler, ok := native[r.URL.EscapedPath()]; ok {
+			handler(w, r)
+			return
+		}
+		wire(w, r)
+	})
+}
+
+// open authenticates r and gives it an id. It writes the answer itself when
+// there is no valid identity.
+func (s *Server) open(w http.ResponseWriter, r *http.Request) (store.Request, error) {
+	var id [12]byte
+	rand.Read(id[:])
+	request := store.Request{ID: hex.EncodeToString(id[:])}
+	w.Header().Set(client.HeaderRequestID, request.ID)
+	w.Header().Set(client.HeaderIndex, strconv.FormatUint(s.cfg.Store.Index(), 10))
+	if r.TLS == nil {
+		return request, errNoIdentity
+	}
+	peer, err := identity.PeerID(*r.TLS)
+	if err != nil {
+		w.Header().Set("Connection", "close") // an identity that ended ends its connection
+		return request, errNoIdentity
+	}
+	request.Caller = s.cfg.Domains.ParseCaller(peer.TrustDomain().Name(), peer.Path())
+	request.Write, err = parseWriteID(r.Header.Get(client.HeaderWriteID))
+	return request, err
+}
+
+var errNoIdentity = &secret.Error{Code: secret.CodeDenied, Message: "the connection's SVID is missing or has expired; connect anew"}
+
+func parseWriteID(header string) (store.WriteID, error) {
+	if header == "" {
+		return store.WriteID{}, nil
+	}
+	id, index, _ := strings.Cut(header, ".")
+	var w store.WriteID
+	n, err := hex.Decode(w.ID[:], []byte(id[:min(len(id), 2*len(w.ID))]))
+	if err != nil || n != len(w.ID) || len(id) != 2*len(w.ID) || w.ID == ([16]byte{}) {
+		return store.WriteID{}, secret.Invalid(client.HeaderWriteID, "it is not 32 hexadecimal digits, a dot and an index")
+	}
+	if w.Index, err = strconv.ParseUint(index, 10, 64); err != nil {
+		return store.WriteID{}, secret.Invalid(client.HeaderWriteID, "it is not 32 hexadecimal digits, a dot and an index")
+	}
+	return w, nil
+}
