@@ -1,0 +1,311 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spike-ha/spike-ha/identity"
+	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/seal/internal/locked"
+)
+
+// Trust says whom a Keeper admits: roles by whole path segments, per trust domain.
+type Trust struct {
+	Nexus     []spiffeid.TrustDomain // /spike/nexus and /spike/nexus/<id>
+	Bootstrap []spiffeid.TrustDomain // /spike/bootstrap and below
+}
+
+func (t Trust) nexus(id spiffeid.ID) bool {
+	rest, ok := strings.CutPrefix(id.Path(), "/spike/nexus")
+	return ok && member(t.Nexus, id) && (rest == "" || rest[0] == '/' && !strings.Contains(rest[1:], "/"))
+}
+
+func (t Trust) bootstrap(id spiffeid.ID) bool {
+	rest, ok := strings.CutPrefix(id.Path(), "/spike/bootstrap")
+	return ok && member(t.Bootstrap, id) && (rest == "" || rest[0] == '/')
+}
+
+func member(domains []spiffeid.TrustDomain, id spiffeid.ID) bool {
+	for _, td := range domains {
+		if id.MemberOf(td) {
+			return true
+		}
+	}
+	return false
+}
+
+// admits is the check in the TLS handshake.
+func (t Trust) admits(id spiffeid.ID) error {
+	if t.nexus(id) || t.bootstrap(id) {
+		return nil
+	}
+	return errors.New("a Keeper talks to Nexus and Bootstrap only")
+}
+
+// ServerOptions configures a Server.
+type ServerOptions struct {
+	Trust          Trust
+	ClusterID      [16]byte // the only cluster to serve; zero: the first that places a share
+	MaxConnections int      // more wait to be accepted; default 256
+	Logger         *slog.Logger
+}
+
+// Server is a Keeper.
+type Server struct {
+	o     ServerOptions
+	vault *vault
+	log   *slog.Logger
+}
+
+// NewServer makes a Keeper with no share.
+func NewServer(o ServerOptions) *Server {
+	if o.MaxConnections <= 0 {
+		o.MaxConnections = 256
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return &Server{o: o, vault: newVault(o.ClusterID), log: o.Logger}
+}
+
+// Holds lists the shares held now.
+func (s *Server) Holds() []HeldSlot { return s.vault.slots() }
+
+const (
+	headerTimeout = 5 * time.Second // also bounds the TLS handshake
+	ioTimeout     = 10 * time.Second
+	idleTimeout   = 60 * time.Second
+	stopTimeout   = 5 * time.Second
+)
+
+// Serve answers on l until ctx ends, then finishes what is under way, for at most five seconds, wipes the shares
+// and returns nil. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener, source *identity.Source) error {
+	h := &http.Server{
+		Handler:           s,
+		TLSConfig:         source.Server(s.o.Trust.admits, "http/1.1"),
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       ioTimeout,
+		WriteTimeout:      ioTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    8 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // failed handshakes, mostly
+		Protocols:         new(http.Protocols),                                 // HTTP/2 would add nothing but surface
+	}
+	h.Protocols.SetHTTP1(true)
+	defer s.vault.wipe()
+	failed := make(chan error, 1)
+	go func() { failed <- h.ServeTLS(limit(l, s.o.MaxConnections), "", "") }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("keeper: serving on %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := h.Shutdown(stop); err != nil {
+		s.log.Warn("closing connections that did not end in time", "error", err)
+		h.Close()
+	}
+	return nil
+}
+
+// ServeHTTP answers one request. The connection must be TLS made from Serve's configuration.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	head := w.Header()
+	head.Set("Content-Type", "application/json")
+	head.Set("Cache-Control", "no-store, no-cache, must-revalidate, private")
+	head.Set("Pragma", "no-cache")
+	head.Set("Expires", "0")
+
+	if r.TLS == nil {
+		answerError(w, http.StatusUnauthorized, codeUnauthorised)
+		return
+	}
+	id, err := identity.PeerID(*r.TLS)
+	if err != nil {
+		s.log.Warn("refused a request without a valid identity", "error", err)
+		head.Set("Connection", "close")
+		answerError(w, http.StatusUnauthorized, codeUnauthorised)
+		return
+	}
+	body, err := readAll(http.MaxBytesReader(w, r.Body, maxBody), maxBody)
+	defer locked.Wipe(body)
+	if err != nil || r.Method != http.MethodPost || r.URL.Query().Get("action") != "" {
+		answerError(w, http.StatusBadRequest, codeBadRequest)
+		return
+	}
+	switch r.URL.Path {
+	case routeContribute:
+		s.contribute(w, id, body)
+	case routeShard:
+		s.shard(w, id, body)
+	case routePlace, routeFetch, routeSettle, routeHolds:
+		if !s.o.Trust.nexus(id) {
+			s.log.Warn("refused", "peer", id.String(), "route", r.URL.Path)
+			answerError(w, http.StatusForbidden, codeUnauthorised)
+			return
+		}
+		s.native(w, r.URL.Path, id, body)
+	default:
+		answerError(w, http.StatusBadRequest, codeBadRequest)
+	}
+}
+
+// readAll reads at most limit bytes, and fails if there are more. It reads into one buffer, so that wiping the result
+// wipes every copy made here.
+func readAll(r io.Reader, limit int) ([]byte, error) {
+	b := make([]byte, limit+1)
+	n, err := io.ReadFull(r, b)
+	switch {
+	case err == nil:
+		return b, fmt.Errorf("keeper: more than %d bytes", limit)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return b[:n], nil
+	}
+	return b[:n], err
+}
+
+// contribute is SPIKE's route for a bare share.
+func (s *Server) contribute(w http.ResponseWriter, id spiffeid.ID, body []byte) {
+	share, err := parseContribution(body)
+	if err != nil {
+		answerError(w, http.StatusBadRequest, codeBadRequest)
+		return
+	}
+	s.vault.contribute(share)
+	locked.Wipe(share)
+	s.log.Info("took a bare contribution, which unsealing does not use", "peer", id.String())
+	answer(w, http.StatusOK, []byte("{}"))
+}
+
+// shard is SPIKE's route to get the bare share back.
+func (s *Server) shard(w http.ResponseWriter, id spiffeid.ID, body []byte) {
+	refuse := func(status int, code string) { answer(w, status, []byte(`{"shard":null,"Err":"`+code+`"}`)) }
+	if parseEmpty(body, false) != nil {
+		refuse(http.StatusBadRequest, codeBadRequest)
+		return
+	}
+	if !s.o.Trust.nexus(id) {
+		s.log.Warn("refused", "peer", id.String(), "route", routeShard)
+		refuse(http.StatusUnauthorized, codeUnauthorised)
+		return
+	}
+	out := make([]byte, 0, 256)
+	if !s.vault.contribution(func(share []byte) { out = shardAnswer(out, share) }) {
+		refuse(http.StatusBadRequest, codeBadRequest)
+		return
+	}
+	defer locked.Wipe(out)
+	answer(w, http.StatusOK, out)
+}
+
+// native answers our own routes.
+func (s *Server) native(w http.ResponseWriter, route string, id spiffeid.ID, body []byte) {
+	out := []byte("{}")
+	var err error
+	switch route {
+	case routePlace:
+		var slot seal.Slot
+		var share []byte
+		if slot, share, err = parseSlot(body, placeFields); err == nil {
+			err = s.vault.place(slot, share)
+			locked.Wipe(share)
+			s.note("place", id, slot, err)
+		}
+	case routeFetch:
+		var slot seal.Slot
+		if slot, _, err = parseSlot(body, fetchFields); err == nil {
+			out = make([]byte, 0, 128)
+			err = s.vault.fetch(slot, func(share []byte) { out = fetchAnswer(out, share) })
+			s.note("fetch", id, slot, err)
+		}
+	case routeSettle:
+		var slot seal.Slot
+		if slot, _, err = parseSlot(body, settleFields); err == nil {
+			err = s.vault.settle(slot.Cluster, slot.Set)
+			s.note("settle", id, slot, err)
+		}
+	case routeHolds:
+		if err = parseEmpty(body, true); err == nil {
+			out = holdsAnswer(s.vault.slots())
+		}
+	}
+	if err != nil {
+		status, text := code(err)
+		answerError(w, status, text)
+		return
+	}
+	answer(w, http.StatusOK, out)
+	locked.Wipe(out)
+}
+
+// note logs who did what with which share; never the share.
+func (s *Server) note(what string, id spiffeid.ID, slot seal.Slot, err error) {
+	args := []any{"op", what, "peer", id.String(), "cluster", slot.Cluster.String(), "set", fmt.Sprintf("%x", slot.Set), "index", slot.Index}
+	if err != nil {
+		s.log.Warn("refused a share operation", append(args, "reason", err.Error())...)
+		return
+	}
+	s.log.Info("share operation", args...)
+}
+
+func answer(w http.ResponseWriter, status int, body []byte) {
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // the peer went away; there is nobody to tell
+}
+
+func answerError(w http.ResponseWriter, status int, code string) {
+	answer(w, status, []byte(`{"err":"`+code+`"}`))
+}
+
+// limit is a listener that has at most n connections open; further ones wait in the system's backlog.
+func limit(l net.Listener, n int) net.Listener {
+	return &limited{Listener: l, free: make(chan struct{}, n), closed: make(chan struct{})}
+}
+
+type limited struct {
+	net.Listener
+	free   chan struct{}
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	select {
+	case l.free <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.free
+		return nil, err
+	}
+	return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.free })}, nil
+}
+
+func (l *limited) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+type limitedConn struct {
+	net.Conn
+	release func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}
