@@ -28,7 +28,7 @@ func (n *Node) handler(kind string) Handler {
 // (Timing.Patience without a deadline) bounds it, and reaches the handler.
 //
 // Errors: *RemoteError when the handler refused, ErrNoHandler, ErrUnknownPeer,
-// ErrNoLeader, ErrTooLarge, ErrStopped; ErrNotReady means that nothing was
+// ErrNoLeader, ErrTooLarge, ErrForeignData, ErrStopped; ErrNotReady means that nothing was
 // sent, ErrUnknownOutcome that no answer came back.
 func (n *Node) Call(ctx context.Context, to, kind string, payload []byte) ([]byte, error) {
 	ctx, cancel := n.patient(ctx)
@@ -44,7 +44,7 @@ func (n *Node) Call(ctx context.Context, to, kind string, payload []byte) ([]byt
 			return nil, n.whyNoLeader()
 		}
 	}
-	req := &peerpb.CallRequest{Kind: kind, Payload: payload}
+	req := &peerpb.CallRequest{Kind: kind, Payload: payload, Scope: n.scope()}
 	var resp *peerpb.CallResponse
 	if to == n.cfg.ID {
 		resp = n.answer(ctx, to, req)
@@ -64,6 +64,8 @@ func (n *Node) Call(ctx context.Context, to, kind string, payload []byte) ([]byt
 		return nil, fmt.Errorf("peer %s, call %q: %w", to, kind, ErrNoHandler)
 	case peerpb.CallResponse_STATUS_TOO_LARGE:
 		return nil, fmt.Errorf("peer %s, call %q: the answer is %w", to, kind, ErrTooLarge)
+	case peerpb.CallResponse_STATUS_FOREIGN:
+		return nil, fmt.Errorf("peer %s, call %q: %w", to, kind, ErrForeignData)
 	default:
 		return nil, &RemoteError{Peer: to, Kind: kind, Message: resp.GetError()}
 	}
@@ -78,6 +80,9 @@ func (s service) Call(ctx context.Context, req *peerpb.CallRequest) (*peerpb.Cal
 }
 
 func (n *Node) answer(ctx context.Context, from string, req *peerpb.CallRequest) *peerpb.CallResponse {
+	if _, _, formed := n.Identity(); formed && req.GetScope() != nil && !n.ours(req.GetScope()) {
+		return &peerpb.CallResponse{Status: peerpb.CallResponse_STATUS_FOREIGN}
+	}
 	h := n.handler(req.GetKind())
 	if h == nil {
 		return &peerpb.CallResponse{Status: peerpb.CallResponse_STATUS_UNKNOWN_KIND}

@@ -98,7 +98,7 @@ type Config struct {
 	// show in a test what the responder is for.
 	unsafeStockHeartbeats bool
 	// afterMarker is called when a marker is durable, for tests that crash there.
-	afterMarker func(peerpb.Phase)
+	afterMarker func(context.Context, peerpb.Phase) error
 }
 
 const (
@@ -185,7 +185,7 @@ func validID(id string) error {
 // Errors: ErrDirInUse, ErrForeignData, ErrNewerFormat, ErrCorruptMarker,
 // *ErrCorruptLog, ErrCorruptSnapshot, ErrLostData, or what the state machine
 // said. The listener is closed when Start fails.
-func Start(ctx context.Context, c Config) (n *Node, err error) {
+func Start(ctx context.Context, c Config) (_ *Node, err error) {
 	defer func() {
 		if err != nil && c.Listener != nil {
 			_ = c.Listener.Close()
@@ -197,7 +197,7 @@ func Start(ctx context.Context, c Config) (n *Node, err error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	n = newNode(c)
+	n := newNode(c)
 	defer func() {
 		if err != nil {
 			n.release()

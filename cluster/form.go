@@ -58,10 +58,10 @@ func (n *Node) form() {
 }
 
 func (n *Node) setProblem(err error) {
-	n.formMu.Lock()
+	n.errMu.Lock()
 	was := n.problem
 	n.problem = err
-	n.formMu.Unlock()
+	n.errMu.Unlock()
 	if err != nil && n.ctx.Err() == nil && (was == nil || was.Error() != err.Error()) {
 		n.log.Warn("the cluster cannot form yet", "reason", err)
 	}
@@ -139,7 +139,7 @@ func (n *Node) lookAround(ctx context.Context) error {
 	_ = n.each(ctx, &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_INSPECT}, func(id string, r *peerpb.FormResponse) error {
 		switch {
 		case r.GetPhase() >= peerpb.Phase_PHASE_READY:
-			found = fmt.Errorf("%w (peer %s is of cluster %x)", ErrWiped, id, r.GetClusterId())
+			found = formedAlready(id, r)
 		case found == nil && !samePeers(r.GetPeers(), n.formPeers()):
 			found = n.differ(id, r)
 		}
@@ -157,7 +157,7 @@ func (n *Node) mayPrepare(id string, r *peerpb.FormResponse, m *peerpb.Marker) e
 	same := m != nil && string(r.GetClusterId()) == string(m.GetClusterId()) && r.GetIncarnation() == m.GetIncarnation()
 	switch {
 	case r.GetPhase() >= peerpb.Phase_PHASE_READY && !same && m == nil:
-		return fmt.Errorf("%w (peer %s is of cluster %x)", ErrWiped, id, r.GetClusterId())
+		return formedAlready(id, r)
 	case r.GetPhase() != peerpb.Phase_PHASE_EMPTY && !same:
 		return fmt.Errorf("%w: peer %s holds data of cluster %x; if that is a leftover, wipe its data directory", ErrForeignData, id, r.GetClusterId())
 	case r.GetVerdict() == peerpb.FormResponse_VERDICT_PEERS_DIFFER || m == nil && !samePeers(r.GetPeers(), n.formPeers()):
@@ -166,6 +166,12 @@ func (n *Node) mayPrepare(id string, r *peerpb.FormResponse, m *peerpb.Marker) e
 		return fmt.Errorf("peer %s: %v", id, r.GetVerdict())
 	}
 	return nil
+}
+
+// formedAlready is what an empty peer says that meets a formed one. It cannot
+// tell by itself which of the two has the wrong data directory.
+func formedAlready(id string, r *peerpb.FormResponse) error {
+	return fmt.Errorf("peer %s has formed cluster %x; either %w, or there %w", id, r.GetClusterId(), ErrWiped, ErrForeignData)
 }
 
 func (n *Node) differ(id string, r *peerpb.FormResponse) error {
@@ -217,11 +223,10 @@ func (s service) Form(ctx context.Context, req *peerpb.FormRequest) (*peerpb.For
 	defer n.formMu.Unlock()
 	verdict, err := n.formFor(from, req)
 	if err != nil {
-		n.log.Error("cannot take a step in forming the cluster", "step", req.GetStep().String(), "error", err)
+		n.setProblem(fmt.Errorf("%s: %w", req.GetStep(), err))
 		if !errors.Is(err, ErrPeersDiffer) && !errors.Is(err, ErrForeignData) {
 			verdict = peerpb.FormResponse_VERDICT_FAILED
 		}
-		n.problem = err
 	}
 	m := n.marker.Load()
 	return &peerpb.FormResponse{
@@ -301,7 +306,7 @@ func (n *Node) setMarker(m *peerpb.Marker, phase peerpb.Phase) error {
 	}
 	n.marker.Store(m)
 	if h := n.cfg.afterMarker; h != nil {
-		h(phase)
+		return h(n.ctx, phase)
 	}
 	return nil
 }

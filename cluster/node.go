@@ -53,14 +53,14 @@ type Node struct {
 	handlerMu sync.RWMutex // guards handlers
 	handlers  map[string]Handler
 
-	formMu  sync.Mutex // guards the marker file and problem; held while a step is made durable
-	problem error      // why forming does not proceed; nil when it does
-	marker  atomic.Pointer[peerpb.Marker]
+	formMu sync.Mutex // guards the marker file; held while a step is made durable
+	marker atomic.Pointer[peerpb.Marker]
 
 	failOnce sync.Once
 	stopOnce sync.Once
-	errMu    sync.Mutex // guards err
-	err      error
+	errMu    sync.Mutex // guards the rest
+	err      error      // why the node stopped by itself
+	problem  error      // why forming does not proceed; nil when it does
 }
 
 func newNode(c Config) *Node {

@@ -87,8 +87,9 @@ type queue struct {
 	fly   sync.WaitGroup
 
 	mu     sync.Mutex // guards the rest
-	items  []*item
-	bytes  int
+	items  []*item    // also some that were withdrawn: see gone
+	live   int        // of items, those still queued
+	bytes  int        // of those
 	closed bool
 }
 
@@ -108,10 +109,11 @@ func (q *queue) add(items ...*item) error {
 	if q.closed {
 		return ErrStopped
 	}
-	if len(q.items)+len(items) > maxQueued || q.bytes+size > maxQueuedBytes {
+	if q.live+len(items) > maxQueued || q.bytes+size > maxQueuedBytes {
 		return ErrOverloaded
 	}
 	q.items = append(q.items, items...)
+	q.live += len(items)
 	q.bytes += size
 	q.poke()
 	return nil
@@ -132,6 +134,7 @@ func (q *queue) await(ctx context.Context, it *item) itemOutcome {
 	}
 	for { // again moves it back from taken to queued, so neither may hold at first
 		if it.state.CompareAndSwap(itemQueued, itemWithdrawn) {
+			q.gone(it)
 			why := ErrNotReady
 			if q.n.leader() == "" {
 				why = ErrNoLeader
@@ -149,6 +152,17 @@ func (q *queue) await(ctx context.Context, it *item) itemOutcome {
 	}
 }
 
+// gone frees the place of a withdrawn item, and now and then its memory.
+func (q *queue) gone(it *item) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.live--
+	q.bytes -= len(it.command)
+	if len(q.items) > 2*q.live+maxBatchCommands {
+		q.items = slices.DeleteFunc(q.items, func(it *item) bool { return it.state.Load() == itemWithdrawn })
+	}
+}
+
 // take removes the next batch, leaving out what its proposers gave up.
 func (q *queue) take() []*item {
 	q.mu.Lock()
@@ -160,12 +174,13 @@ func (q *queue) take() []*item {
 		if len(batch) > 0 && size+len(it.command) > maxBatchBytes {
 			break
 		}
-		q.bytes -= len(it.command)
 		if it.state.CompareAndSwap(itemQueued, itemTaken) {
 			batch = append(batch, it)
 			size += len(it.command)
 		}
 	}
+	q.live -= len(batch)
+	q.bytes -= size
 	clear(q.items[:i])
 	if q.items = q.items[i:]; len(q.items) == 0 {
 		q.items = nil // lets the array go
@@ -195,6 +210,7 @@ func (q *queue) again(batch []*item, why error) {
 		return
 	}
 	q.items = append(back, q.items...)
+	q.live += len(back)
 	q.bytes += size
 	q.poke()
 }
@@ -205,19 +221,17 @@ func (it *item) answer(o itemOutcome) { it.out <- o }
 func (q *queue) refuseRemote() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	kept := q.items[:0]
-	for _, it := range q.items {
-		switch {
-		case !it.remote && it.state.Load() == itemQueued:
-			kept = append(kept, it)
-			continue
-		case it.remote && it.state.CompareAndSwap(itemQueued, itemTaken):
+	q.items = slices.DeleteFunc(q.items, func(it *item) bool {
+		if !it.remote {
+			return false
+		}
+		if it.state.CompareAndSwap(itemQueued, itemTaken) {
+			q.live--
+			q.bytes -= len(it.command)
 			it.answer(itemOutcome{err: ErrNotReady})
 		}
-		q.bytes -= len(it.command)
-	}
-	clear(q.items[len(kept):])
-	q.items = kept
+		return true
+	})
 }
 
 func (q *queue) empty() bool {
@@ -414,9 +428,9 @@ func (q *queue) drop() {
 	for _, it := range q.items {
 		if it.state.CompareAndSwap(itemQueued, itemTaken) {
 			it.answer(itemOutcome{err: ErrStopped})
-		}
+		} // else withdrawn; gone finds nothing left to free but its own count
 	}
-	q.items, q.bytes = nil, 0
+	q.items, q.live, q.bytes = nil, 0, 0
 }
 
 // hold counts something else that the library owes an answer to, for settle. It

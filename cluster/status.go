@@ -43,16 +43,15 @@ type Member struct {
 	Voter       bool
 }
 
-// Status never blocks on Raft.
+// Status takes its picture without waiting for Raft or the disk.
 func (n *Node) Status() Status {
 	s := Status{ID: n.cfg.ID, State: Forming, LastContact: -1, AppliedIndex: n.Applied(), SnapshotIndex: n.snapIndex.Load()}
 	s.ClusterID, s.Incarnation, s.Formed = n.Identity()
-	n.formMu.Lock()
-	s.Problem = n.problem
-	n.formMu.Unlock()
-	if err := n.Err(); err != nil {
-		s.Problem = err
+	n.errMu.Lock()
+	if s.Problem = n.err; s.Problem == nil {
+		s.Problem = n.problem
 	}
+	n.errMu.Unlock()
 	r := n.raft.Load()
 	if r == nil {
 		for _, p := range n.cfg.Peers {

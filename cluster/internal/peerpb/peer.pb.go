@@ -304,6 +304,7 @@ const (
 	CallResponse_STATUS_FAILED       CallResponse_Status = 1 // the handler refused: error has its words
 	CallResponse_STATUS_UNKNOWN_KIND CallResponse_Status = 2
 	CallResponse_STATUS_TOO_LARGE    CallResponse_Status = 3
+	CallResponse_STATUS_FOREIGN      CallResponse_Status = 4 // the caller belongs to another cluster
 )
 
 // Enum value maps for CallResponse_Status.
@@ -313,12 +314,14 @@ var (
 		1: "STATUS_FAILED",
 		2: "STATUS_UNKNOWN_KIND",
 		3: "STATUS_TOO_LARGE",
+		4: "STATUS_FOREIGN",
 	}
 	CallResponse_Status_value = map[string]int32{
 		"STATUS_OK":           0,
 		"STATUS_FAILED":       1,
 		"STATUS_UNKNOWN_KIND": 2,
 		"STATUS_TOO_LARGE":    3,
+		"STATUS_FOREIGN":      4,
 	}
 )
 
@@ -969,6 +972,7 @@ type CallRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Payload       []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
+	Scope         *Scope                 `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"` // absent before the sender has formed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1013,6 +1017,13 @@ func (x *CallRequest) GetKind() string {
 func (x *CallRequest) GetPayload() []byte {
 	if x != nil {
 		return x.Payload
+	}
+	return nil
+}
+
+func (x *CallRequest) GetScope() *Scope {
+	if x != nil {
+		return x.Scope
 	}
 	return nil
 }
@@ -1212,19 +1223,21 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\x0fVERDICT_FOREIGN\x10\x02\x12\x18\n" +
 	"\x14VERDICT_NOT_PREPARED\x10\x03\x12\x1b\n" +
 	"\x17VERDICT_NOT_COORDINATOR\x10\x04\x12\x12\n" +
-	"\x0eVERDICT_FAILED\x10\x05\";\n" +
+	"\x0eVERDICT_FAILED\x10\x05\"i\n" +
 	"\vCallRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
-	"\apayload\x18\x02 \x01(\fR\apayload\"\xd7\x01\n" +
+	"\apayload\x18\x02 \x01(\fR\apayload\x12,\n" +
+	"\x05scope\x18\x03 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\"\xeb\x01\n" +
 	"\fCallResponse\x12<\n" +
 	"\x06status\x18\x01 \x01(\x0e2$.spikeha.peer.v1.CallResponse.StatusR\x06status\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"Y\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"m\n" +
 	"\x06Status\x12\r\n" +
 	"\tSTATUS_OK\x10\x00\x12\x11\n" +
 	"\rSTATUS_FAILED\x10\x01\x12\x17\n" +
 	"\x13STATUS_UNKNOWN_KIND\x10\x02\x12\x14\n" +
-	"\x10STATUS_TOO_LARGE\x10\x03\"\xba\x01\n" +
+	"\x10STATUS_TOO_LARGE\x10\x03\x12\x12\n" +
+	"\x0eSTATUS_FOREIGN\x10\x04\"\xba\x01\n" +
 	"\x06Marker\x12,\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x16.spikeha.peer.v1.PhaseR\x05phase\x12\x1d\n" +
 	"\n" +
@@ -1305,24 +1318,25 @@ var file_cluster_internal_peerpb_peer_proto_depIdxs = []int32{
 	4,  // 9: spikeha.peer.v1.FormResponse.verdict:type_name -> spikeha.peer.v1.FormResponse.Verdict
 	2,  // 10: spikeha.peer.v1.FormResponse.phase:type_name -> spikeha.peer.v1.Phase
 	14, // 11: spikeha.peer.v1.FormResponse.peers:type_name -> spikeha.peer.v1.Member
-	5,  // 12: spikeha.peer.v1.CallResponse.status:type_name -> spikeha.peer.v1.CallResponse.Status
-	2,  // 13: spikeha.peer.v1.Marker.phase:type_name -> spikeha.peer.v1.Phase
-	14, // 14: spikeha.peer.v1.Marker.peers:type_name -> spikeha.peer.v1.Member
-	7,  // 15: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
-	10, // 16: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
-	12, // 17: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
-	15, // 18: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
-	17, // 19: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
-	8,  // 20: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
-	11, // 21: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
-	13, // 22: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
-	16, // 23: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
-	18, // 24: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
-	20, // [20:25] is the sub-list for method output_type
-	15, // [15:20] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	6,  // 12: spikeha.peer.v1.CallRequest.scope:type_name -> spikeha.peer.v1.Scope
+	5,  // 13: spikeha.peer.v1.CallResponse.status:type_name -> spikeha.peer.v1.CallResponse.Status
+	2,  // 14: spikeha.peer.v1.Marker.phase:type_name -> spikeha.peer.v1.Phase
+	14, // 15: spikeha.peer.v1.Marker.peers:type_name -> spikeha.peer.v1.Member
+	7,  // 16: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
+	10, // 17: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
+	12, // 18: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
+	15, // 19: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
+	17, // 20: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
+	8,  // 21: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
+	11, // 22: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
+	13, // 23: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
+	16, // 24: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
+	18, // 25: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
+	21, // [21:26] is the sub-list for method output_type
+	16, // [16:21] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_cluster_internal_peerpb_peer_proto_init() }
