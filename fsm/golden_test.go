@@ -1,0 +1,208 @@
+package fsm_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/prototext"
+
+	"github.com/spike-ha/spike-ha/fsm"
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew; review what changed")
+
+const (
+	goldenLog      = "testdata/log.txt"
+	goldenSnapshot = "testdata/snapshot.bin"
+)
+
+// step is one command of the golden log, with what it is there to show.
+type step struct {
+	about   string
+	command []byte
+}
+
+// story has every operation and every code, in order. Each inner list is one
+// Raft entry. Revisions are written as numbers, so the story reads as what
+// writers would have known.
+func story(t *testing.T) [][]step {
+	one := func(about string, c *fsmpb.Command) []step { return []step{{about, encode(t, c)}} }
+	policies := uint64(2)
+	basis := put("a", 3, 2, "two")
+	basis.Basis = &fsmpb.Basis{PolicyRevision: &policies}
+	reused := with(1, 2, putPolicy("p", 0, "x"))
+	reused.WriteId.Request = []byte("another request")
+	return [][]step{
+		one("nothing before founding", put("a", 0, 1, "one")),
+		one("found, with a window of three results", at(1000, found(&fsmpb.Settings{MaxVersions: 3, WindowEntries: 3,
+			SecretLimitBytes: 100, StateLimitBytes: 4096, IndexReads: true}))),
+		one("found again", found(nil)),
+		one("begin the first share set", begin(1, nil)),
+		one("a retry supersedes it", begin(2, nil)),
+		one("commit of the superseded one", commit(1)),
+		one("commit", commit(2)),
+		one("a policy", with(1, 2, at(2000, putPolicy("p", 0, "sealed policy")))),
+		{
+			{"two commands in one entry: a secret", encode(t, with(2, 7, at(3000, put("a", 0, 1, "one"))))},
+			{"and a retry of the one before", encode(t, with(1, 2, putPolicy("p", 0, "sealed again")))},
+		},
+		one("a write id for another request", reused),
+		one("put under another number", put("a", 3, 3, "two")),
+		one("put; policies have not moved since", at(4000, basis)),
+		one("put; the seal has another generation", func() *fsmpb.Command {
+			c, g := put("a", 4, 3, "three"), uint64(9)
+			c.Basis = &fsmpb.Basis{SealGeneration: &g}
+			return c
+		}()),
+		one("too large", put("a", 4, 3, strings.Repeat("x", 101))),
+		one("put", at(5000, put("a", 4, 3, "three"))),
+		one("put: version 1 goes", with(3, 12, at(6000, put("a", 5, 4, "four")))),
+		one("delete the current", at(7000, del("a", 6))),
+		one("destroy one of two", at(8000, destroy("a", 7, 3, 9))),
+		one("undelete what is destroyed", undel("a", 8, 3)),
+		one("undelete", at(9000, undel("a", 8, 4))),
+		one("another secret", with(4, 19, at(10000, put("b", 0, 1, "b")))),
+		one("the window has forgotten the first id", with(1, 2, putPolicy("p", 2, "x"))),
+		one("delete all", at(11000, del("b", 10, 1))),
+		one("full", putPolicy("q", 0, strings.Repeat("x", 4000))),
+		one("anchor", at(12000, anchor("nexus-1", 5))),
+		one("anchor further back", anchor("nexus-1", 4)),
+		one("seal", setSeal(true, 0)),
+		one("nothing while sealed", purge("b", 11)),
+		one("unseal", setSeal(false, 1)),
+		one("not there", purge("c", 1)),
+		one("purge", at(13000, purge("b", 11))),
+		one("a second policy", at(14000, putPolicy("q", 0, "q"))),
+		one("delete a policy", delPolicy("p", 2)),
+		one("settings", putSettings(1, &fsmpb.Settings{MaxVersions: 5, WindowEntries: 2})),
+		one("begin a rekey", begin(3, shareID(2))),
+		{{"malformed", []byte{0x08, 0x01, 0xff}}},
+		{},
+	}
+}
+
+// TestGoldenLog applies the commands of testdata/log.txt, not those of story:
+// what lies in anybody's log must keep its results and hashes for ever.
+//
+//	# comment
+//	entry INDEX TERM
+//	> HEX of a command
+//	< HEX of its result
+//	= DATA-HASH ALL-HASH SIZE
+func TestGoldenLog(t *testing.T) {
+	if *update {
+		writeGolden(t)
+	}
+	b, err := os.ReadFile(goldenLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := fsm.New(fsm.Options{})
+	var index, term uint64
+	var commands, results [][]byte
+	codes := map[fsmpb.Code]bool{}
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for n := 1; lines.Scan(); n++ {
+		mark, rest, _ := strings.Cut(lines.Text(), " ")
+		var raw []byte
+		if mark == ">" || mark == "<" {
+			if raw, err = hex.DecodeString(rest); err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		switch mark {
+		case "entry":
+			if _, err := fmt.Sscan(rest, &index, &term); err != nil {
+				t.Fatal(n, err)
+			}
+			commands, results = nil, nil
+		case ">":
+			commands = append(commands, raw)
+		case "<":
+			results = append(results, raw)
+		case "=":
+			got, err := m.Apply(index, term, commands)
+			if err != nil {
+				t.Fatal(n, err)
+			}
+			for i, r := range got {
+				pb, _ := fsm.DecodeResult(r)
+				codes[pb.Code] = true
+				if !bytes.Equal(r, results[i]) {
+					t.Errorf("%s:%d: command %d of entry %d gave %v", goldenLog, n, i, index, pb)
+				}
+			}
+			if state := stateLine(m.View()); state != rest {
+				t.Fatalf("%s:%d: state after entry %d is %s", goldenLog, n, index, state)
+			}
+		}
+	}
+	for code, name := range fsmpb.Code_name {
+		if code != 0 && !codes[fsmpb.Code(code)] {
+			t.Errorf("no command gives %s", name)
+		}
+	}
+
+	golden, err := os.ReadFile(goldenSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(golden, snapshot(t, m.View())) {
+		t.Errorf("the snapshot is not %s", goldenSnapshot)
+	}
+	restored := fsm.New(fsm.Options{})
+	if err := restored.Restore(bytes.NewReader(golden)); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, m.View(), restored.View())
+}
+
+func stateLine(v *fsm.View) string {
+	data, all := v.Hashes()
+	size, _ := v.Size()
+	return fmt.Sprintf("%x %x %d", data, all, size)
+}
+
+func writeGolden(t *testing.T) {
+	var out bytes.Buffer
+	fmt.Fprintln(&out, "# Commands of every kind with their results and the state after each entry.")
+	fmt.Fprintln(&out, "# Written by go test -run GoldenLog -update; at a released level nothing here may change.")
+	m := fsm.New(fsm.Options{})
+	for i, entry := range story(t) {
+		index, term := uint64(i+1), uint64(1+i/10)
+		fmt.Fprintf(&out, "\nentry %d %d\n", index, term)
+		var commands [][]byte
+		for _, s := range entry {
+			commands = append(commands, s.command)
+		}
+		results, err := m.Apply(index, term, commands)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range entry {
+			r, err := fsm.DecodeResult(results[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Current = nil
+			text := strings.Join(strings.Fields(prototext.MarshalOptions{}.Format(r)), " ")
+			fmt.Fprintf(&out, "# %s: %s\n> %x\n< %x\n", s.about, text, s.command, results[i])
+		}
+		fmt.Fprintln(&out, "=", stateLine(m.View()))
+	}
+	if err := os.MkdirAll("testdata", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{goldenLog: out.Bytes(), goldenSnapshot: snapshot(t, m.View())} {
+		if err := os.WriteFile(name, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
