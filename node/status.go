@@ -1,0 +1,123 @@
+package node
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/cluster"
+)
+
+const rpcStatus = "node.status"
+
+// Health says how this peer is, from memory.
+func (n *Node) Health() client.Health {
+	status := n.cluster.Status()
+	view := n.machine.View()
+	return client.Health{Peer: n.cfg.ID, Formed: status.Formed && view.Founded(), Initialised: view.Seal().Committed != nil,
+		Sealed: n.store.Sealed(), Leader: status.State == cluster.Leads, Version: Version}
+}
+
+// Status gathers what all peers and Keepers say. Those that do not answer in a
+// second are shown as not reachable.
+func (n *Node) Status(ctx context.Context) client.Status {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	status := n.cluster.Status()
+	view := n.machine.View()
+	st := sealState(view)
+	size, limit := view.Size()
+	out := client.Status{AskedPeer: n.cfg.ID, Incarnation: status.Incarnation, Leader: status.Leader, Term: status.Term,
+		Initialised: st.Committed != nil, Sealed: st.Sealed, Secrets: view.SecretCount(), Policies: view.PolicyCount(),
+		StateBytes: size, StateLimit: limit, Peers: make([]client.PeerStatus, len(status.Members)), Keepers: []client.KeeperStatus{}}
+	if status.Formed {
+		out.ClusterID = hex.EncodeToString(status.ClusterID[:])
+	}
+	if st.Committed != nil {
+		out.Shares, out.Threshold = st.Committed.Shares, st.Committed.Threshold
+	}
+	var wait sync.WaitGroup
+	for i, m := range status.Members {
+		wait.Go(func() {
+			p := n.askPeer(m.ID)
+			p.ID, p.Address, p.Voter = m.ID, m.Address, m.Voter
+			if a, ok := view.Anchor(m.ID); ok {
+				p.AuditAnchor = audit.Anchor{Count: a.Count, Head: [32]byte(a.Head)}.String()
+			}
+			out.Peers[i] = p
+		})
+	}
+	wait.Go(func() { out.Keepers = n.keeperStatus(ctx) })
+	wait.Wait()
+	sort.Slice(out.Peers, func(i, j int) bool { return out.Peers[i].ID < out.Peers[j].ID })
+	voters, alive := 0, 0
+	for _, p := range out.Peers {
+		if p.Voter {
+			voters++
+			if p.Reachable {
+				alive++
+			}
+		}
+	}
+	out.Tolerance = max(0, alive-(voters/2+1))
+	return out
+}
+
+func (n *Node) keeperStatus(ctx context.Context) []client.KeeperStatus {
+	list := []client.KeeperStatus{}
+	reports, err := n.seal.Inspect(ctx, sealState(n.machine.View()), n.keepers)
+	if err != nil {
+		for _, k := range n.keepers {
+			list = append(list, client.KeeperStatus{Name: k.Name(), Health: "unknown", Detail: err.Error()})
+		}
+		return list
+	}
+	for _, r := range reports {
+		list = append(list, client.KeeperStatus{Name: r.Name, Index: r.Index, Health: string(r.Health), Detail: r.Detail})
+	}
+	return list
+}
+
+// askPeer asks one peer for its own status; the answer of one that does not
+// answer says only that.
+func (n *Node) askPeer(id string) client.PeerStatus {
+	if id == n.cfg.ID {
+		return n.ownStatus()
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, time.Second)
+	defer cancel()
+	raw, err := n.cluster.Call(ctx, id, rpcStatus, nil)
+	var p client.PeerStatus
+	if err != nil || json.Unmarshal(raw, &p) != nil {
+		return client.PeerStatus{ID: id, State: "unreachable", Sealed: true}
+	}
+	return p
+}
+
+func (n *Node) answerStatus(context.Context, string, []byte) ([]byte, error) {
+	return json.Marshal(n.ownStatus())
+}
+
+func (n *Node) ownStatus() client.PeerStatus {
+	status := n.cluster.Status()
+	view := n.machine.View()
+	data, all := view.Hashes()
+	n.mu.Lock()
+	reason, fault := n.sealReason, n.auditFault
+	n.mu.Unlock()
+	if status.Problem != nil {
+		reason = status.Problem.Error()
+	}
+	if err := n.audit.Err(); err != nil {
+		fault = err.Error()
+	}
+	return client.PeerStatus{ID: n.cfg.ID, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Reason: reason,
+		Term: status.Term, CommitIndex: status.CommitIndex, AppliedIndex: view.Index(),
+		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
+		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Damaged: n.store.Damaged()}
+}
