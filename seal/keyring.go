@@ -124,7 +124,8 @@ func encodeKeyring(ring *sealpb.Keyring) ([]byte, error) {
 // decodeKeyring is strict: what it accepts encodes to the same bytes, so nothing rides along unseen.
 func decodeKeyring(plain []byte) (*sealpb.Keyring, error) {
 	ring := &sealpb.Keyring{}
-	if err := proto.Unmarshal(plain, ring); err != nil {
+	// Discarded here, unknown fields are missed by the comparison with the encoding in checkKeyring.
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(plain, ring); err != nil {
 		return nil, fmt.Errorf("%w: it is not a keyring", ErrKeyring) // the cause could quote key bytes
 	}
 	if err := checkKeyring(ring, plain); err != nil {
