@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
+	"os"
 	"runtime"
 	"testing"
 
@@ -110,6 +111,11 @@ func TestMemory(t *testing.T) {
 	const per = 250
 	for i := range uint64(100_000 / per) {
 		apply(t, m, 2+i, entryOfPuts(t, 2+i, i*per, per)...)
+	}
+	resident, _ := os.ReadFile("/proc/self/status") // Linux only, and only told
+	if i := bytes.Index(resident, []byte("VmHWM:")); i >= 0 {
+		line, _, _ := bytes.Cut(resident[i:], []byte("\n"))
+		t.Logf("peak resident memory of the test process: %s", bytes.Fields(line)[1:])
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)

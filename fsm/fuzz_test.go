@@ -116,3 +116,30 @@ func refit(b []byte) (out []byte, ok bool) {
 	}
 	return nil, false
 }
+
+// FuzzRestoreRecord puts any record in the place of one of a good snapshot.
+func FuzzRestoreRecord(f *testing.F) {
+	good := snapshot(f, full(f).View())
+	recs := records(f, good)
+	for i, r := range recs {
+		raw, err := proto.Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(i, raw)
+		f.Add(i+1, raw)
+	}
+	f.Fuzz(func(t *testing.T, at int, raw []byte) {
+		out := bytes.Clone(good[:magicLen])
+		for i, r := range recs {
+			b := raw
+			if i != at {
+				b, _ = proto.Marshal(r)
+			}
+			out = protowire.AppendBytes(out, b)
+		}
+		if fitting, ok := refit(out); ok {
+			tryRestore(t, fitting)
+		}
+	})
+}
