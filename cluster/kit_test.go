@@ -472,12 +472,17 @@ func (c *testCluster) same() []string {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
+	eventuallyAt(t, 5*time.Millisecond, what, ok)
+}
+
+func eventuallyAt(t testing.TB, every time.Duration, what string, ok func() bool) {
+	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long for %s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(every)
 	}
 }
 

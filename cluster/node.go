@@ -102,6 +102,7 @@ func (n *Node) openData(ctx context.Context) error {
 	if n.store, err = openLog(n.cfg.Dir, n.cfg.SnapshotBytes); err != nil {
 		return err
 	}
+	n.store.before = n.cfg.beforeStore
 	if err := n.store.verify(ctx, newest); err != nil {
 		return err
 	}

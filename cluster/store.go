@@ -39,6 +39,8 @@ type checkedLog struct {
 	entries atomic.Int64  // the same, counted
 	grown   chan struct{} // cap 1; bytes reached limit
 	limit   int64
+
+	before func() // tests: a slow disk
 }
 
 func openLog(dir string, limit int64) (*checkedLog, error) {
@@ -86,6 +88,9 @@ func (s *checkedLog) StoreLogs(logs []*raft.Log) error {
 		c.Extensions = entrySum(h, l)
 		stored[i] = &c
 		size += int64(len(l.Data))
+	}
+	if s.before != nil {
+		s.before()
 	}
 	if err := s.bolt.StoreLogs(stored); err != nil {
 		return err
