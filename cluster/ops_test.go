@@ -583,7 +583,9 @@ func TestCalls(t *testing.T) {
 	c := newTestCluster(t, "n1", "n2", "n3")
 	c.tune = func(id string, cfg *Config) {
 		cfg.Handlers = map[string]Handler{
-			"who":  func(_ context.Context, from string, p []byte) ([]byte, error) { return []byte(id + "<" + from + ":" + string(p)), nil },
+			"who": func(_ context.Context, from string, p []byte) ([]byte, error) {
+				return []byte(id + "<" + from + ":" + string(p)), nil
+			},
 			"no":   func(context.Context, string, []byte) ([]byte, error) { return nil, errors.New("not today") },
 			"huge": func(context.Context, string, []byte) ([]byte, error) { return make([]byte, maxCallBytes+1), nil },
 		}
