@@ -38,26 +38,69 @@ func numbered(n uint64) fsm.Token {
 	return sha256.Sum256(binary.BigEndian.AppendUint64(nil, n))
 }
 
-// BenchmarkApply puts new secrets of 256 bytes, 256 to an entry, into a state
-// of 100,000.
+// BenchmarkApply puts secrets of 256 bytes, 256 to an entry: new ones into an
+// empty state and into one of 100,000, and further versions of those.
 func BenchmarkApply(b *testing.B) {
-	const per = 256
-	m := founded(b, nil)
-	index := uint64(1)
-	for n := uint64(0); n < 100_000; n += per {
-		index++
-		apply(b, m, index, entryOfPuts(b, index, n, per)...)
+	const per, many = 256, 1 << 17
+	for _, c := range []struct {
+		name   string
+		before uint64
+		first  uint64
+	}{{"new/empty", 0, 0}, {"new/131072", many, many}} {
+		b.Run(c.name, func(b *testing.B) {
+			m := founded(b, nil)
+			index := uint64(1)
+			for n := uint64(0); n < c.before; n += per {
+				index++
+				apply(b, m, index, entryOfPuts(b, index, n, per)...)
+			}
+			var entries [][][]byte
+			for n := 0; n < b.N; n += per {
+				entries = append(entries, entryOfPuts(b, index+1, c.first+uint64(n), per))
+			}
+			measureApply(b, m, index, entries)
+		})
 	}
+	b.Run("update/131072", func(b *testing.B) {
+		m := founded(b, nil)
+		index, n := uint64(1), uint64(0)
+		for ; n < many; n += per {
+			index++
+			apply(b, m, index, entryOfPuts(b, index, n, per)...)
+		}
+		var entries [][][]byte
+		rev, version := uint64(1), uint64(2) // revisions were given out in order, founding had 1
+		for n, at := 0, uint64(0); n < b.N; n += per {
+			var entry [][]byte
+			for range per {
+				tok := numbered(at)
+				p := &fsmpb.PutSecret{Token: tok[:], Version: version, ExpectedRevision: rev + at + 1, Value: bytes.Repeat([]byte{3}, 256)}
+				entry = append(entry, encode(b, &fsmpb.Command{Op: &fsmpb.Command_PutSecret{PutSecret: p}}))
+				if at++; at == many {
+					at, rev, version = 0, rev+many, version+1
+				}
+			}
+			entries = append(entries, entry)
+		}
+		measureApply(b, m, index, entries)
+	})
+}
+
+func measureApply(b *testing.B, m *fsm.Machine, index uint64, entries [][][]byte) {
+	runtime.GC()
 	b.ReportAllocs()
 	b.ResetTimer()
-	for done := 0; done < b.N; done += per {
-		b.StopTimer()
+	var last [][]byte
+	for _, entry := range entries {
 		index++
-		entry := entryOfPuts(b, index, 1_000_000+uint64(done), per)
-		b.StartTimer()
-		if _, err := m.Apply(index, 1, entry); err != nil {
+		var err error
+		if last, err = m.Apply(index, 1, entry); err != nil {
 			b.Fatal(err)
 		}
+	}
+	b.StopTimer()
+	if r, err := fsm.DecodeResult(last[len(last)-1]); err != nil || r.Code != fsmpb.Code_OK {
+		b.Fatal(r, err)
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commands/s")
 }

@@ -48,7 +48,7 @@
 //     change them.
 //   - Trees are copied on write, once per entry: a reader keeps a consistent
 //     state for nothing and a snapshot begins in O(1). Costs a copy of about one
-//     leaf (1.2 KiB) per command on random tokens.
+//     leaf (1 KiB) per command on random tokens.
 //   - The state hashes are sums of record hashes (sum): incremental, and without
 //     memory of the order. They find divergence; they do not authenticate.
 //     Their input is an encoding of our own, because protobuf promises no stable
