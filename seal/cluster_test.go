@@ -27,14 +27,14 @@ func TestInitialiseCrashesAnywhere(t *testing.T) {
 	steps := map[string]func(*ledger, keepers){
 		"before begin":                 func(l *ledger, _ keepers) { l.beforeBegin = lose },
 		"begun, answer lost":           func(l *ledger, _ keepers) { l.afterBegin = lose },
-		"no Keeper takes its share":    func(_ *ledger, k keepers) { each(k, func(k *memKeeper) { k.placeErr = errCrash }) },
-		"one Keeper takes no share":    func(_ *ledger, k keepers) { k[2].placeErr = errCrash },
-		"share placed, answer lost":    func(_ *ledger, k keepers) { k[1].fetchErr = errCrash },
-		"share comes back altered":     func(_ *ledger, k keepers) { k[1].corrupt = true },
-		"a Keeper restarts at once":    func(_ *ledger, k keepers) { k[0].afterPlace = k[0].restart },
+		"no Keeper takes its share":    func(_ *ledger, k keepers) { each(k, func(k *memKeeper) { k.fault(faults{placeErr: errCrash}) }) },
+		"one Keeper takes no share":    func(_ *ledger, k keepers) { k[2].fault(faults{placeErr: errCrash}) },
+		"share placed, answer lost":    func(_ *ledger, k keepers) { k[1].fault(faults{fetchErr: errCrash}) },
+		"share comes back altered":     func(_ *ledger, k keepers) { k[1].fault(faults{corrupt: true}) },
+		"a Keeper restarts at once":    func(_ *ledger, k keepers) { k[0].fault(faults{forgetful: true}) },
 		"before commit":                func(l *ledger, _ keepers) { l.beforeCommit = lose },
 		"committed, answer lost":       func(l *ledger, _ keepers) { l.afterCommit = lose },
-		"committed, nobody is settled": func(_ *ledger, k keepers) { each(k, func(k *memKeeper) { k.settleErr = errCrash }) },
+		"committed, nobody is settled": func(_ *ledger, k keepers) { each(k, func(k *memKeeper) { k.fault(faults{settleErr: errCrash}) }) },
 	}
 	for name, breakIt := range steps {
 		t.Run(name, func(t *testing.T) {
@@ -52,9 +52,7 @@ func TestInitialiseCrashesAnywhere(t *testing.T) {
 			first.Lock() // the process dies
 
 			l.beforeBegin, l.afterBegin, l.beforeCommit, l.afterCommit = nil, nil, nil, nil
-			each(ks, func(k *memKeeper) {
-				k.placeErr, k.fetchErr, k.settleErr, k.corrupt, k.afterPlace = nil, nil, nil, false, nil
-			})
+			each(ks, func(k *memKeeper) { k.fault(faults{}) })
 			second := seal.New(seal.Config{Logger: quiet})
 			defer second.Lock()
 			switch err := second.Initialise(t.Context(), l, ks.all(), 3, 2); {
@@ -184,17 +182,17 @@ func TestInitialiseRefuses(t *testing.T) {
 func TestUnsealAmongBadKeepers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 7, 2)
-	w.keepers[0].corrupt = true
+	w.keepers[0].fault(faults{corrupt: true})
 	w.keepers[1].restart()
-	w.keepers[2].fetchErr = seal.ErrOtherSet
-	w.keepers[3].fetchErr = fmt.Errorf("wrapped: %w", seal.ErrForeignSet)
-	w.keepers[4].silent = true
+	w.keepers[2].fault(faults{fetchErr: seal.ErrOtherSet})
+	w.keepers[3].fault(faults{fetchErr: fmt.Errorf("wrapped: %w", seal.ErrForeignSet)})
+	w.keepers[4].fault(faults{silent: true})
 	stranger := &memKeeper{name: "keeper-99", shares: map[seal.Slot][]byte{}}
 	s := seal.New(seal.Config{Logger: quiet, KeeperTimeout: 500 * time.Millisecond})
 	defer s.Lock()
 
 	// One good share: everyone is heard, and nobody's fault is hidden.
-	w.keepers[6].fetchErr = seal.ErrStale
+	w.keepers[6].fault(faults{fetchErr: seal.ErrStale})
 	reports, err := s.Unseal(t.Context(), w.now(), append(w.all(), stranger))
 	var few *seal.NotEnoughError
 	if !errors.As(err, &few) || few.Good != 1 || few.Needed != 2 {
@@ -211,7 +209,7 @@ func TestUnsealAmongBadKeepers(t *testing.T) {
 		}
 	}
 	// Two: unsealed, without waiting for the silent one.
-	w.keepers[6].fetchErr = nil
+	w.keepers[6].fault(faults{fetchErr: nil})
 	begin := time.Now()
 	if reports, err = s.Unseal(t.Context(), w.now(), w.all()); err != nil {
 		t.Fatal(err, reports)
@@ -267,7 +265,7 @@ func TestUnsealRefuses(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	each(w.keepers, func(k *memKeeper) { k.silent = true })
+	each(w.keepers, func(k *memKeeper) { k.fault(faults{silent: true}) })
 	s := seal.New(seal.Config{Logger: quiet})
 	if _, err := s.Unseal(ctx, st, w.all()); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
@@ -291,8 +289,8 @@ func TestInspectAndRefill(t *testing.T) {
 	if err := w.keepers[2].Place(t.Context(), wrong, bytes.Repeat([]byte{7}, 32)); err != nil {
 		t.Fatal(err)
 	}
-	w.keepers[3].fetchErr = seal.ErrForeignSet
-	w.keepers[4].fetchErr = errors.New("no route to host")
+	w.keepers[3].fault(faults{fetchErr: seal.ErrForeignSet})
+	w.keepers[4].fault(faults{fetchErr: errors.New("no route to host")})
 	given := w.all()[:5] // the sixth has no address here
 
 	want := map[string]seal.Health{"keeper-1": seal.Empty, "keeper-2": seal.Stale, "keeper-3": seal.Wrong,

@@ -2,7 +2,6 @@ package seal_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -88,20 +87,33 @@ func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, epochs [
 type memKeeper struct {
 	name string
 
-	mu      sync.Mutex
+	mu      sync.Mutex // an unsealing may still be asking when its caller has gone on
 	shares  map[seal.Slot][]byte
 	settled [][16]byte
+	faults
+}
 
+// faults are what a test breaks.
+type faults struct {
 	placeErr, fetchErr, settleErr error
 	silent                        bool // never answers
 	corrupt                       bool // gives back altered shares
-	afterPlace                    func()
+	forgetful                     bool // restarts after each placement
 }
 
 func (k *memKeeper) Name() string { return k.name }
 
-func (k *memKeeper) wait(ctx context.Context) error {
+func (k *memKeeper) fault(f faults) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.faults = f
+}
+
+// enter waits if the Keeper is silent, and returns with mu held unless it fails.
+func (k *memKeeper) enter(ctx context.Context) error {
+	k.mu.Lock()
 	if k.silent {
+		k.mu.Unlock()
 		<-ctx.Done()
 		return ctx.Err()
 	}
@@ -109,26 +121,29 @@ func (k *memKeeper) wait(ctx context.Context) error {
 }
 
 func (k *memKeeper) Place(ctx context.Context, s seal.Slot, share []byte) error {
-	if err := errors.Join(k.wait(ctx), k.placeErr); err != nil {
+	if err := k.enter(ctx); err != nil {
 		return err
 	}
-	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.placeErr != nil {
+		return k.placeErr
+	}
 	k.shares[s] = slices.Clone(share)
-	k.mu.Unlock()
-	if k.afterPlace != nil {
-		k.afterPlace()
+	if k.forgetful {
+		k.shares = make(map[seal.Slot][]byte)
 	}
 	return nil
 }
 
 func (k *memKeeper) Fetch(ctx context.Context, s seal.Slot) ([]byte, error) {
-	if err := errors.Join(k.wait(ctx), k.fetchErr); err != nil {
+	if err := k.enter(ctx); err != nil {
 		return nil, err
 	}
-	k.mu.Lock()
 	defer k.mu.Unlock()
 	share, ok := k.shares[s]
 	switch {
+	case k.fetchErr != nil:
+		return nil, k.fetchErr
 	case ok:
 		share = slices.Clone(share)
 		if k.corrupt {
@@ -142,11 +157,13 @@ func (k *memKeeper) Fetch(ctx context.Context, s seal.Slot) ([]byte, error) {
 }
 
 func (k *memKeeper) Settle(ctx context.Context, _ seal.ClusterRef, set [16]byte) error {
-	if err := errors.Join(k.wait(ctx), k.settleErr); err != nil {
+	if err := k.enter(ctx); err != nil {
 		return err
 	}
-	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.settleErr != nil {
+		return k.settleErr
+	}
 	k.settled = append(k.settled, set)
 	return nil
 }

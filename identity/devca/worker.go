@@ -33,7 +33,8 @@ type worker struct {
 	id        spiffeid.ID
 	url       string
 	grpc      *grpc.Server
-	done      chan struct{}
+	done      chan struct{} // closed to stop
+	served    chan struct{} // closed once the listener is closed and its socket gone
 	stopOnce  sync.Once
 
 	mu      sync.Mutex
@@ -48,7 +49,7 @@ func startWorker(a *Authority, id spiffeid.ID) (*worker, error) {
 		return nil, fmt.Errorf("devca: the socket path %s has %d bytes and the system allows %d: choose a shorter directory",
 			path, len(path), maxSocketPath)
 	}
-	w := &worker{authority: a, id: id, url: "unix://" + path, done: make(chan struct{}), renewed: make(chan struct{})}
+	w := &worker{authority: a, id: id, url: "unix://" + path, done: make(chan struct{}), served: make(chan struct{}), renewed: make(chan struct{})}
 	if err := w.renew(); err != nil {
 		return nil, err
 	}
@@ -58,7 +59,10 @@ func startWorker(a *Authority, id spiffeid.ID) (*worker, error) {
 	}
 	w.grpc = grpc.NewServer()
 	workload.RegisterSpiffeWorkloadAPIServer(w.grpc, w)
-	go func() { _ = w.grpc.Serve(l) }() // ends with stop
+	go func() {
+		defer close(w.served)
+		_ = w.grpc.Serve(l) // ends with stop
+	}()
 	go w.rotate()
 	return w, nil
 }
@@ -105,6 +109,7 @@ func (w *worker) stop() {
 	w.stopOnce.Do(func() {
 		close(w.done)
 		w.grpc.Stop() // closes the listener, which removes the socket
+		<-w.served    // a Serve that had not begun yet closes it itself
 	})
 }
 
