@@ -1,0 +1,66 @@
+# SPIKE HA: everything a newcomer or a CI needs is one target away.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/spike-ha/spike-ha/node.Version=$(VERSION)
+BIN     := bin
+PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help build dev demo test test-long bench fuzz lint fmt proto pins clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build nexus, keeper and spikectl, static, into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+dev: build ## run a whole cluster on this machine: Ctrl-C stops it
+	$(BIN)/spikectl dev up
+
+demo: build ## the guided tour: kill the leader, kill everything, and see it come back
+	$(BIN)/spikectl dev up --demo --dir $$(mktemp -d)/spike
+
+test: build ## all tests, with the race detector; a few minutes
+	$(GO) test -race -timeout 15m ./...
+	cd tests/conformance && $(GO) test -timeout 10m ./...
+
+test-long: build ## what takes minutes per case: many runs in a row, long fuzzing
+	SPIKE_TEST_LONG=1 $(GO) test -race -timeout 60m -count 1 ./...
+	$(MAKE) fuzz FUZZTIME=60s
+
+bench: ## benchmarks, with memory
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+FUZZTIME ?= 10s
+fuzz: ## each fuzz target for FUZZTIME
+	@for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+lint: pins ## formatting, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	cd tests/conformance && $(GO) vet ./...
+	cd tools && $(GO) build -o ../$(BIN)/tools/ tool
+	$(BIN)/tools/staticcheck ./...
+
+fmt: ## format the code
+	gofmt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+
+# raft-boltdb v2.3.1 imports a package that raft v1.8.0's metrics module no
+# longer has: "go get -u" would break the build or, worse, lower raft.
+pins: ## check the versions that only fit together as they are
+	@$(GO) list -m -f '{{.Path}} {{.Version}}' github.com/hashicorp/raft github.com/hashicorp/raft-boltdb/v2 | \
+	diff - tools/pins.txt || { echo "raft and raft-boltdb must stay at the versions in tools/pins.txt"; exit 1; }
+
+proto: ## generate code from the .proto files
+	cd tools && $(GO) build -o ../$(BIN)/tools/ tool ./protogen
+	PATH="$(CURDIR)/$(BIN)/tools:$$PATH" $(BIN)/tools/protogen . $(PROTOS)
+
+clean: ## remove what was built
+	rm -rf $(BIN)

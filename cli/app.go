@@ -1,0 +1,230 @@
+// Package cli is spikectl: its commands, runnable in this process.
+//
+// How it speaks: data goes to standard output, everything else (progress,
+// warnings, errors, hints) to standard error. "--format json" and "yaml" print
+// the same document; tables are for people and may change. An error says what
+// happened, to which thing, and what to do now. Exit status 0 is success, 1 a
+// wrong use or a local failure, 2 a refusal or failure of the cluster.
+//
+// Secret values are never needed on the command line: key=- reads one from
+// standard input, key=@file from a file.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/urfave/cli/v2"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/identity"
+	"github.com/spike-ha/spike-ha/node"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// Exit statuses.
+const (
+	ExitOK     = 0
+	ExitLocal  = 1 // wrong use, or a failure on this side
+	ExitRemote = 2 // the cluster refused or failed
+)
+
+// Main runs spikectl with args (without the program's name) and returns its
+// exit status. It uses nothing of the process but what it is given and the
+// environment.
+func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	app := newApp(in, out, errOut)
+	err := app.RunContext(ctx, append([]string{"spikectl"}, arrange(app, args)...))
+	if err == nil {
+		return ExitOK
+	}
+	var status exitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	fmt.Fprintln(errOut, "Error:", err)
+	if hint := hintFor(err); hint != "" {
+		fmt.Fprintln(errOut, "Hint:", hint)
+	}
+	var remote *secret.Error
+	if errors.As(err, &remote) && !errors.Is(err, errLocal) {
+		return ExitRemote
+	}
+	return ExitLocal
+}
+
+// exitStatus ends the program without another word: it was said already.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// errLocal marks failures that are of this side although they have a code.
+var errLocal = errors.New("local")
+
+// usage makes an error about how the command was used.
+func usage(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
+// local marks err as of this side.
+func local(err error) error {
+	if err == nil {
+		return nil
+	}
+	return localError{err}
+}
+
+type localError struct{ error }
+
+func (e localError) Unwrap() []error { return []error{e.error, errLocal} }
+
+func hintFor(err error) string {
+	switch secret.CodeOf(err) {
+	case secret.CodeSealed:
+		return "see 'spikectl status'; a sealed peer gets its keys from the Keepers by itself, or from 'spikectl operator restore'"
+	case secret.CodeUnavailable:
+		return "see 'spikectl status'; a majority of the peers must be up"
+	case secret.CodeDenied:
+		return "check which identity you use (SPIFFE_ENDPOINT_SOCKET) and the policies ('spikectl policy list')"
+	}
+	if errors.Is(err, identity.ErrUnavailable) {
+		return "for a cluster of 'spikectl dev up': eval \"$(spikectl dev env)\""
+	}
+	return ""
+}
+
+func newApp(in io.Reader, out, errOut io.Writer) *cli.App {
+	app := &cli.App{
+		Name:                 "spikectl",
+		Usage:                "run and use a SPIKE HA secrets cluster",
+		Version:              node.Version,
+		Reader:               in,
+		Writer:               out,
+		ErrWriter:            errOut,
+		HideVersion:          true,
+		EnableBashCompletion: true,
+		ExitErrHandler:       func(*cli.Context, error) {},
+		OnUsageError:         func(_ *cli.Context, err error, _ bool) error { return usage("%w; see --help", err) },
+		CommandNotFound: func(c *cli.Context, name string) {
+			fmt.Fprintf(errOut, "Error: there is no command %q; see spikectl --help\n", name)
+		},
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "address", Aliases: []string{"a"}, EnvVars: []string{"SPIKE_NEXUS_API_URLS", "SPIKE_NEXUS_API_URL"}, Usage: "API `ADDRESS` of a peer, https://host:port; several are tried in turn"},
+			&cli.StringFlag{Name: "socket", EnvVars: []string{identity.SocketEnv}, Usage: "SPIFFE Workload API `ADDRESS`: decides who you are"},
+			&cli.StringFlag{Name: "trust-root", EnvVars: []string{"SPIKE_TRUST_ROOT_NEXUS", "SPIKE_TRUST_ROOT"}, Value: "spike.ist", Usage: "trust `DOMAINS` of Nexus peers"},
+			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, EnvVars: []string{"SPIKE_FORMAT"}, Value: "table", Usage: "`FORMAT` of data: table, json or yaml"},
+			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "bound on one command"},
+		},
+		Commands: []*cli.Command{
+			secretCommand(), policyCommand(), cipherCommand(), statusCommand(), bootstrapCommand(), operatorCommand(), auditCommand(), devCommand(), versionCommand(),
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return usage("there is no command %q; see spikectl --help", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+	return app
+}
+
+// connect makes the client of a command; the caller runs done at the end.
+func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(), err error) {
+	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
+	var domains []spiffeid.TrustDomain
+	for _, name := range strings.Split(c.String("trust-root"), ",") {
+		domain, err := spiffeid.TrustDomainFromString(strings.TrimSpace(name))
+		if err != nil {
+			cancel()
+			return nil, nil, nil, usage("--trust-root %q is not a trust domain", name)
+		}
+		domains = append(domains, domain)
+	}
+	var addresses []string
+	for _, a := range c.StringSlice("address") {
+		addresses = append(addresses, strings.Split(a, ",")...)
+	}
+	source, err := identity.Open(ctx, identity.Options{Socket: c.String("socket"), Timeout: min(10*time.Second, c.Duration("timeout"))})
+	if err != nil {
+		cancel()
+		return nil, nil, nil, err
+	}
+	cl, err = client.New(client.Config{Addresses: addresses, TLS: source.Client(func(id spiffeid.ID) error {
+		for _, d := range domains {
+			if id.MemberOf(d) && (id.Path() == "/spike/nexus" || strings.HasPrefix(id.Path(), "/spike/nexus/")) {
+				return nil
+			}
+		}
+		return errors.New("it is not a Nexus peer of a trusted domain")
+	})})
+	if err != nil {
+		source.Close()
+		cancel()
+		return nil, nil, nil, local(err)
+	}
+	return cl, ctx, func() { cl.Close(); source.Close(); cancel() }, nil
+}
+
+// with runs action with a client.
+func with(action func(c *cli.Context, ctx context.Context, cl *client.Client) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if err := checkFormat(c); err != nil {
+			return err
+		}
+		cl, ctx, done, err := connect(c)
+		if err != nil {
+			return err
+		}
+		defer done()
+		return action(c, ctx, cl)
+	}
+}
+
+// arguments checks the number of positional arguments: from min to max, where
+// max < 0 means any number.
+func arguments(c *cli.Context, least, most int) error {
+	n := c.NArg()
+	if n < least || most >= 0 && n > most {
+		return usage("wrong number of arguments: spikectl %s %s", strings.TrimPrefix(c.Command.HelpName, "spikectl "), c.Command.ArgsUsage)
+	}
+	return nil
+}
+
+func versionCommand() *cli.Command {
+	return &cli.Command{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
+		if err := checkFormat(c); err != nil {
+			return err
+		}
+		return show(c, map[string]string{"version": node.Version}, func(w io.Writer) { fmt.Fprintln(w, node.Version) })
+	}}
+}
+
+// confirm asks before something that cannot be undone, unless --yes was given.
+// Without a terminal to ask on, it refuses.
+func confirm(c *cli.Context, question string) error {
+	if c.Bool("yes") {
+		return nil
+	}
+	in, ok := c.App.Reader.(*os.File)
+	if info, err := statFile(in, ok); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return usage("%s This cannot be undone: add --yes to do it", question)
+	}
+	fmt.Fprintf(c.App.ErrWriter, "%s This cannot be undone. Type \"yes\": ", question)
+	var answer string
+	fmt.Fscanln(in, &answer)
+	if answer != "yes" {
+		return usage("nothing was done")
+	}
+	return nil
+}
+
+func statFile(f *os.File, ok bool) (os.FileInfo, error) {
+	if !ok {
+		return nil, os.ErrInvalid
+	}
+	return f.Stat()
+}

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/spike-ha/spike-ha/api/client"
+)
+
+// The framing of SPIKE's cipher streams, which files have too.
+const (
+	cipherVersion  = 1
+	cipherNonce    = 12
+	maxCipherInput = 65536
+)
+
+func cipherCommand() *cli.Command {
+	file := &cli.StringFlag{Name: "file", Usage: "read `FILE` instead of standard input"}
+	out := &cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write `FILE` (mode 0600) instead of standard output"}
+	return &cli.Command{Name: "cipher", Usage: "encrypt and decrypt without storing", Subcommands: []*cli.Command{
+		{Name: "encrypt", Usage: "encrypt up to 64 KiB under the cluster's cipher key", Flags: []cli.Flag{file, out}, Action: with(encrypt)},
+		{Name: "decrypt", Usage: "decrypt what encrypt gave", Flags: []cli.Flag{file, out}, Action: with(decrypt)},
+	}}
+}
+
+func encrypt(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	plain, err := cipherInput(c, maxCipherInput)
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Nonce      []byte `json:"nonce"`
+		Ciphertext []byte `json:"ciphertext"`
+	}
+	if err := cl.Wire(ctx, client.WireEncrypt, "", map[string][]byte{"plaintext": plain}, &answer); err != nil {
+		return err
+	}
+	framed := append(append([]byte{cipherVersion}, answer.Nonce...), answer.Ciphertext...)
+	if c.String("format") != "table" {
+		return show(c, map[string]any{"version": cipherVersion, "nonce": answer.Nonce, "ciphertext": answer.Ciphertext}, nil)
+	}
+	if c.IsSet("out") {
+		return cipherOutput(c, framed)
+	}
+	fmt.Fprintln(c.App.Writer, base64.StdEncoding.EncodeToString(framed))
+	return nil
+}
+
+func decrypt(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	input, err := cipherInput(c, 2*maxCipherInput)
+	if err != nil {
+		return err
+	}
+	framed := input
+	if decoded, err := base64.StdEncoding.DecodeString(string(trimSpace(input))); err == nil {
+		framed = decoded
+	}
+	if len(framed) < 1+cipherNonce || framed[0] != cipherVersion {
+		return usage("the input is not what 'spikectl cipher encrypt' gives")
+	}
+	var answer struct {
+		Plaintext []byte `json:"plaintext"`
+	}
+	if err := cl.Wire(ctx, client.WireDecrypt, "", map[string]any{"version": cipherVersion, "nonce": framed[1 : 1+cipherNonce], "ciphertext": framed[1+cipherNonce:]}, &answer); err != nil {
+		return err
+	}
+	if c.String("format") != "table" {
+		return show(c, map[string]any{"plaintext": answer.Plaintext}, nil)
+	}
+	return cipherOutput(c, answer.Plaintext)
+}
+
+func cipherInput(c *cli.Context, limit int64) ([]byte, error) {
+	if err := arguments(c, 0, 0); err != nil {
+		return nil, err
+	}
+	in := c.App.Reader
+	if c.IsSet("file") {
+		file, err := os.Open(c.String("file"))
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		in = file
+	}
+	b, err := io.ReadAll(io.LimitReader(in, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = errors.New("the input is larger than the 64 KiB that are encrypted in one piece")
+	}
+	return b, err
+}
+
+func cipherOutput(c *cli.Context, b []byte) error {
+	if c.IsSet("out") {
+		return os.WriteFile(c.String("out"), b, 0o600)
+	}
+	_, err := c.App.Writer.Write(b)
+	return err
+}
+
+func trimSpace(b []byte) []byte {
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r' || b[len(b)-1] == ' ') {
+		b = b[:len(b)-1]
+	}
+	return b
+}

@@ -1,0 +1,227 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+func bootstrapCommand() *cli.Command {
+	return &cli.Command{Name: "bootstrap", Usage: "give a new cluster its root key and the Keepers their shares (role bootstrap or superuser)",
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "shares", EnvVars: []string{"SPIKE_SHAMIR_SHARES", "SPIKE_NEXUS_SHAMIR_SHARES"}, Usage: "number of shares; that of the Keepers by default"},
+			&cli.IntFlag{Name: "threshold", EnvVars: []string{"SPIKE_SHAMIR_THRESHOLD", "SPIKE_NEXUS_SHAMIR_THRESHOLD"}, Usage: "shares needed to unseal; more than half of them by default"},
+		},
+		Action: with(func(c *cli.Context, ctx context.Context, cl *client.Client) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			if err := cl.Init(ctx, c.Int("shares"), c.Int("threshold")); err != nil {
+				return err
+			}
+			return show(c, map[string]bool{"initialised": true}, func(io.Writer) {
+				fmt.Fprintln(c.App.ErrWriter, "the cluster has its root key; the Keepers hold the shares. Keep recovery shares safe: spikectl operator recover")
+			})
+		})}
+}
+
+func operatorCommand() *cli.Command {
+	return &cli.Command{Name: "operator", Usage: "break-glass recovery", Subcommands: []*cli.Command{
+		{Name: "recover", Usage: "write recovery shares, one file each (role recover)",
+			Flags:  []cli.Flag{&cli.StringFlag{Name: "out", Aliases: []string{"o"}, EnvVars: []string{"SPIKE_PILOT_RECOVERY_DIR"}, Usage: "`DIRECTORY` for the files (default: ~/.spike/recover)"}},
+			Action: with(recoverShares)},
+		{Name: "restore", Usage: "feed one recovery share back (role restore); repeat with others until it says restored", ArgsUsage: "[FILE]",
+			Action: with(restoreShare)},
+	}}
+}
+
+func recoverShares(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	dir := c.String("out")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return err
+		}
+		dir = filepath.Join(home, ".spike", "recover")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if old, _ := filepath.Glob(filepath.Join(dir, "spike.recovery.*.txt")); len(old) > 0 {
+		return usage("%s holds recovery files already; move them away first", dir)
+	}
+	var answer struct {
+		Shards map[int][32]byte `json:"shards"`
+	}
+	if err := cl.Wire(ctx, client.WireRecover, "", struct{}{}, &answer); err != nil {
+		return err
+	}
+	var files []string
+	for index, share := range answer.Shards {
+		name := filepath.Join(dir, fmt.Sprintf("spike.recovery.%d.txt", index))
+		file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(file, "spike:%d:%s", index, hex.EncodeToString(share[:]))
+		if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+			return err
+		}
+		files = append(files, name)
+	}
+	sort.Strings(files)
+	return show(c, map[string][]string{"files": files}, func(w io.Writer) {
+		for _, name := range files {
+			fmt.Fprintln(w, name)
+		}
+		fmt.Fprintln(c.App.ErrWriter, "WARNING: these files open the cluster. They are not encrypted: give each to another person, on a medium of its own, and remove them here.")
+	})
+}
+
+var shareForm = regexp.MustCompile(`^spike:([0-9]{1,4}):([0-9a-f]{64})$`)
+
+func restoreShare(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	if err := arguments(c, 0, 1); err != nil {
+		return err
+	}
+	var raw string
+	if c.NArg() == 1 && c.Args().First() != "-" {
+		b, err := os.ReadFile(c.Args().First())
+		if err != nil {
+			return err
+		}
+		raw = string(b)
+	} else {
+		line, err := bufio.NewReader(io.LimitReader(c.App.Reader, 1024)).ReadString('\n')
+		if err != nil && err != io.EOF {
+			return err
+		}
+		raw = line
+	}
+	parts := shareForm.FindStringSubmatch(strings.TrimSpace(raw))
+	if parts == nil {
+		return usage("this is not a recovery share: one is written spike:NUMBER:64 hexadecimal digits")
+	}
+	index, _ := strconv.Atoi(parts[1])
+	request := struct {
+		ID    int      `json:"id"`
+		Shard [32]byte `json:"shard"`
+	}{ID: index}
+	if _, err := hex.Decode(request.Shard[:], []byte(parts[2])); err != nil {
+		return err
+	}
+	var answer struct {
+		Collected int  `json:"collected"`
+		Remaining int  `json:"remaining"`
+		Restored  bool `json:"restored"`
+	}
+	if err := cl.Wire(ctx, client.WireRestore, "", request, &answer); err != nil {
+		if secret.CodeOf(err) == secret.CodeInvalid {
+			err = &secret.Error{Code: secret.CodeInvalid, Message: "the share was refused: it is wrong, was given already, or the cluster is not sealed; shares given before still count", Cause: err}
+		}
+		return err
+	}
+	return show(c, answer, func(io.Writer) {
+		if answer.Restored {
+			fmt.Fprintln(c.App.ErrWriter, "restored: the cluster is unsealing and refills its Keepers")
+			return
+		}
+		fmt.Fprintf(c.App.ErrWriter, "%s collected, %d to go\n", count(answer.Collected, "share"), answer.Remaining)
+	})
+}
+
+func auditCommand() *cli.Command {
+	return &cli.Command{Name: "audit", Usage: "work with audit logs", Subcommands: []*cli.Command{
+		{Name: "verify", Usage: "check the chain of a peer's audit log", ArgsUsage: "DIRECTORY",
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "anchor", Usage: "`COUNT:HEAD` that the log must contain, from 'spikectl status --format json'"},
+				&cli.BoolFlag{Name: "cluster", Usage: "ask the cluster for the anchor"},
+			},
+			Action: verifyAudit},
+	}}
+}
+
+func verifyAudit(c *cli.Context) error {
+	if err := errors.Join(checkFormat(c), arguments(c, 1, 1)); err != nil {
+		return err
+	}
+	dir := c.Args().First()
+	report, err := audit.Verify(dir, nil)
+	if err != nil {
+		return err
+	}
+	anchor, err := chosenAnchor(c, report.Peer)
+	if err != nil {
+		return err
+	}
+	if anchor != nil {
+		// Read again: the log may have grown past an anchor that is newer than the
+		// first reading.
+		if report, err = audit.Verify(dir, anchor); err != nil {
+			return err
+		}
+	}
+	err = show(c, report, func(w io.Writer) {
+		fmt.Fprintf(w, "peer %s: %d records in %s, %s to %s\n", report.Peer, report.Records, count(report.Files, "file"), shortTime(report.From), shortTime(report.To))
+		for _, f := range report.Findings {
+			fmt.Fprintf(w, "FOUND %s line %d: %s\n", f.File, f.Line, f.Detail)
+		}
+		switch {
+		case len(report.Findings) > 0:
+		case report.Anchored:
+			fmt.Fprintln(w, "the chain is whole and contains the anchored point")
+		default:
+			fmt.Fprintln(w, "the chain is whole; without an anchor a cut tail cannot be seen (--cluster)")
+		}
+	})
+	if err == nil && len(report.Findings) > 0 {
+		return exitStatus(ExitRemote)
+	}
+	return err
+}
+
+func chosenAnchor(c *cli.Context, peer string) (*audit.Anchor, error) {
+	text := c.String("anchor")
+	if c.Bool("cluster") {
+		cl, ctx, done, err := connect(c)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		status, err := cl.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range status.Peers {
+			if p.ID == peer {
+				text = p.AuditAnchor
+			}
+		}
+		if text == "" {
+			return nil, usage("the cluster has no anchor for the peer %q", peer)
+		}
+	}
+	if text == "" {
+		return nil, nil
+	}
+	anchor, err := audit.ParseAnchor(text)
+	return &anchor, err
+}

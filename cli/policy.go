@@ -1,0 +1,177 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"gopkg.in/yaml.v3"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+func policyCommand() *cli.Command {
+	parts := []cli.Flag{
+		&cli.StringFlag{Name: "name", Usage: "`NAME` of the policy"},
+		&cli.StringFlag{Name: "path-pattern", Usage: "paths: exact:TEXT, prefix:TEXT, glob:TEXT or regexp:TEXT"},
+		&cli.StringFlag{Name: "spiffeid-pattern", Usage: "SPIFFE ids, written likewise"},
+		&cli.StringFlag{Name: "permissions", Usage: "comma-separated: read, write, list, execute, super"},
+	}
+	return &cli.Command{Name: "policy", Usage: "say who may do what", Subcommands: []*cli.Command{
+		{Name: "create", Usage: "create a policy; it must not exist", Flags: parts, Action: with(createPolicy)},
+		{Name: "apply", Usage: "create or replace a policy", Flags: append([]cli.Flag{&cli.StringFlag{Name: "file", Usage: "YAML `FILE` with the policy; - is standard input"}}, parts...),
+			Action: with(applyPolicy)},
+		{Name: "get", Usage: "show a policy", ArgsUsage: "NAME", Action: with(getPolicy)},
+		{Name: "list", Usage: "list all policies", Action: with(listPolicies)},
+		{Name: "delete", Usage: "delete a policy: what it granted is denied from now on", ArgsUsage: "NAME",
+			Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}}, Action: with(deletePolicy)},
+	}}
+}
+
+// parsePattern reads KIND:TEXT. SPIKE's untyped patterns are regular
+// expressions and begin with ^.
+func parsePattern(flag, s string) (secret.Pattern, error) {
+	kind, text, ok := strings.Cut(s, ":")
+	switch k := secret.MatchKind(kind); {
+	case s == "":
+		return secret.Pattern{}, usage("--%s is missing", flag)
+	case ok && (k == secret.Exact || k == secret.Prefix || k == secret.Glob || k == secret.Regexp):
+		return secret.Pattern{Kind: k, Text: text}, nil
+	case strings.HasPrefix(s, "^") && strings.HasSuffix(s, "$"):
+		return secret.Pattern{Kind: secret.Regexp, Text: s}, nil
+	}
+	return secret.Pattern{}, usage("--%s is written exact:TEXT, prefix:TEXT, glob:TEXT, regexp:TEXT or ^EXPRESSION$", flag)
+}
+
+func policyFromFlags(c *cli.Context) (client.Policy, error) {
+	if c.String("name") == "" {
+		return client.Policy{}, usage("--name is missing")
+	}
+	id, err := parsePattern("spiffeid-pattern", c.String("spiffeid-pattern"))
+	if err != nil {
+		return client.Policy{}, err
+	}
+	path, err := parsePattern("path-pattern", c.String("path-pattern"))
+	if err != nil {
+		return client.Policy{}, err
+	}
+	if c.String("permissions") == "" {
+		return client.Policy{}, usage("--permissions is missing")
+	}
+	return client.Policy{Name: c.String("name"), SPIFFEID: id, Path: path, Permissions: strings.Split(c.String("permissions"), ",")}, nil
+}
+
+func createPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	p, err := policyFromFlags(c)
+	if err != nil {
+		return err
+	}
+	switch _, err := cl.GetPolicy(ctx, p.Name); {
+	case err == nil:
+		return &secret.Error{Code: secret.CodeConflict, Message: fmt.Sprintf("the policy %q exists; 'spikectl policy apply' replaces it", p.Name)}
+	case secret.CodeOf(err) != secret.CodeNotFound:
+		return err
+	}
+	return putPolicy(c, ctx, cl, p)
+}
+
+// policyFile is a policy as people write it; SPIKE's files are read too.
+type policyFile struct {
+	Name            string   `yaml:"name"`
+	SPIFFEIDPattern string   `yaml:"spiffeidPattern"`
+	PathPattern     string   `yaml:"pathPattern"`
+	Permissions     []string `yaml:"permissions"`
+}
+
+func applyPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	if !c.IsSet("file") {
+		p, err := policyFromFlags(c)
+		if err != nil {
+			return err
+		}
+		return putPolicy(c, ctx, cl, p)
+	}
+	in := c.App.Reader
+	if name := c.String("file"); name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		in = file
+	}
+	var f policyFile
+	decoder := yaml.NewDecoder(io.LimitReader(in, 64<<10))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&f); err != nil {
+		return usage("the policy file is not understood: %w", err)
+	}
+	id, err := parsePattern("spiffeid-pattern", f.SPIFFEIDPattern)
+	if err != nil {
+		return err
+	}
+	path, err := parsePattern("path-pattern", f.PathPattern)
+	if err != nil {
+		return err
+	}
+	return putPolicy(c, ctx, cl, client.Policy{Name: f.Name, SPIFFEID: id, Path: path, Permissions: f.Permissions})
+}
+
+func putPolicy(c *cli.Context, ctx context.Context, cl *client.Client, p client.Policy) error {
+	answer, err := cl.PutPolicy(ctx, p)
+	if err != nil {
+		return err
+	}
+	return show(c, answer, func(io.Writer) { fmt.Fprintf(c.App.ErrWriter, "policy %s is in force\n", p.Name) })
+}
+
+func getPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	if err := arguments(c, 1, 1); err != nil {
+		return err
+	}
+	p, err := cl.GetPolicy(ctx, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return show(c, p, func(w io.Writer) {
+		table(w, []string{"name:", p.Name}, []string{"SPIFFE ids:", pattern(p.SPIFFEID)}, []string{"paths:", pattern(p.Path)},
+			[]string{"permissions:", strings.Join(p.Permissions, ",")}, []string{"created:", shortTime(*p.Created)}, []string{"updated:", shortTime(*p.Updated)})
+	})
+}
+
+func listPolicies(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	list, err := cl.ListPolicies(ctx)
+	if err != nil {
+		return err
+	}
+	return show(c, client.PoliciesAnswer{Policies: list}, func(w io.Writer) {
+		rows := [][]string{{"NAME", "SPIFFE IDS", "PATHS", "PERMISSIONS"}}
+		for _, p := range list {
+			rows = append(rows, []string{p.Name, pattern(p.SPIFFEID), pattern(p.Path), strings.Join(p.Permissions, ",")})
+		}
+		table(w, rows...)
+	})
+}
+
+func deletePolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	if err := arguments(c, 1, 1); err != nil {
+		return err
+	}
+	if err := confirm(c, fmt.Sprintf("Delete the policy %s?", c.Args().First())); err != nil {
+		return err
+	}
+	answer, err := cl.DeletePolicy(ctx, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return show(c, answer, func(io.Writer) { fmt.Fprintf(c.App.ErrWriter, "policy %s is deleted\n", c.Args().First()) })
+}
+
+func pattern(p secret.Pattern) string { return string(p.Kind) + ":" + p.Text }

@@ -1,0 +1,116 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/spike-ha/spike-ha/api/client"
+)
+
+func statusCommand() *cli.Command {
+	return &cli.Command{Name: "status", Usage: "show the whole cluster at a glance", Action: with(func(c *cli.Context, ctx context.Context, cl *client.Client) error {
+		if err := arguments(c, 0, 0); err != nil {
+			return err
+		}
+		status, err := cl.Status(ctx)
+		if err != nil {
+			return err
+		}
+		return show(c, status, func(w io.Writer) { printStatus(w, status) })
+	})}
+}
+
+func printStatus(w io.Writer, s client.Status) {
+	state := "serving"
+	switch {
+	case s.ClusterID == "":
+		state = "being formed: all peers must be up for that"
+	case !s.Initialised:
+		state = "waiting for its root key: run 'spikectl bootstrap'"
+	case s.Sealed:
+		state = "sealed by an operator"
+	case s.Leader == "":
+		state = "without a leader: a majority of the peers must be up"
+	}
+	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, state)
+	fmt.Fprintf(w, "Leader    %s, term %d; can lose %s\n", orDash(s.Leader), s.Term, count(s.Tolerance, "more peer"))
+	fmt.Fprintf(w, "State     %s, %s, %s of %s\n", count(s.Secrets, "secret"), countAs(s.Policies, "policy", "policies"), bytesText(s.StateBytes), bytesText(s.StateLimit))
+	good := 0
+	for _, k := range s.Keepers {
+		if k.Health == "good" {
+			good++
+		}
+	}
+	fmt.Fprintf(w, "Keepers   %d of %d good, threshold %d\n\n", good, len(s.Keepers), s.Threshold)
+
+	rows := [][]string{{"PEER", "STATE", "SEALED", "COMMITTED", "APPLIED", "AUDIT", "SVID UNTIL", "ADDRESS"}}
+	for _, p := range s.Peers {
+		if !p.Reachable {
+			rows = append(rows, []string{p.ID, "unreachable", "-", "-", "-", "-", "-", p.Address})
+			continue
+		}
+		state, auditState := p.State, strconv.FormatUint(p.AuditCount, 10)
+		if !p.Voter {
+			state += " (learner)"
+		}
+		if p.AuditFault != "" {
+			auditState = "FAULT"
+		}
+		rows = append(rows, []string{p.ID, state, yesNo(p.Sealed), strconv.FormatUint(p.CommitIndex, 10), strconv.FormatUint(p.AppliedIndex, 10),
+			auditState, p.SVIDExpiry.UTC().Format("15:04:05Z"), p.Address})
+	}
+	table(w, rows...)
+	fmt.Fprintln(w)
+	rows = [][]string{{"KEEPER", "SHARE", "STATE"}}
+	for _, k := range s.Keepers {
+		share := strconv.Itoa(k.Index)
+		if k.Index == 0 {
+			share = "-"
+		}
+		rows = append(rows, []string{k.Name, share, k.Health})
+	}
+	table(w, rows...)
+	for _, p := range s.Peers {
+		if p.Reachable && p.Sealed && p.Reason != "" {
+			fmt.Fprintf(w, "\n%s is sealed: %s\n", p.ID, p.Reason)
+		}
+		if p.AuditFault != "" {
+			fmt.Fprintf(w, "\n%s, audit log: %s\n", p.ID, p.AuditFault)
+		}
+		if p.Damaged > 0 {
+			fmt.Fprintf(w, "\n%s cannot decrypt %s\n", p.ID, count(p.Damaged, "record"))
+		}
+	}
+	for _, k := range s.Keepers {
+		if k.Health != "good" && k.Detail != "" {
+			fmt.Fprintf(w, "\n%s: %s\n", k.Name, k.Detail)
+		}
+	}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func count(n int, noun string) string { return countAs(n, noun, noun+"s") }
+
+func countAs(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
+}
