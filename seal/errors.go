@@ -24,7 +24,7 @@ var (
 	// Of Keepers.
 	ErrNoShare    = errors.New("seal: the Keeper holds no share")
 	ErrOtherSet   = errors.New("seal: the Keeper holds another share set of this cluster")
-	ErrForeignSet = errors.New("seal: the Keeper serves another cluster")
+	ErrForeignSet = errors.New("seal: the Keeper serves another cluster; if that one is gone for good, restart the Keeper")
 	ErrStale      = errors.New("seal: the Keeper has seen a higher incarnation of this cluster")
 
 	// Of shares fed by people.

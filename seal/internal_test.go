@@ -235,6 +235,73 @@ func TestKeysAreWipedAfterTheLastUse(t *testing.T) {
 	}
 }
 
+// After another peer has rotated the keyring, an unsealed process follows with the root key it has; what was
+// sealed before still opens, and new records use the new epoch.
+func TestUnsealFollowsARotatedKeyring(t *testing.T) {
+	t.Parallel()
+	s := quietSeal(Config{})
+	defer s.Lock()
+	root := newRoot()
+	secret := bytes.Clone(root.Bytes())
+	st := State{Cluster: ClusterRef{ID: newID(), Incarnation: 1}, Committed: &ShareSet{ID: newID(), Shares: 1, Threshold: 1,
+		Fingerprints: make([][32]byte, 1), Keepers: []string{"none that could be asked"}}}
+	ring := newKeyring(time.Now())
+	wrap := func() []byte {
+		sealed, err := sealKeyring(secret, st.Cluster, st.Committed.ID, ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sealed
+	}
+	st.Keyring = wrap()
+	k, err := newKeys(root, st, maxEncryptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.install(k, 0); err != nil {
+		t.Fatal(err)
+	}
+	old, err := s.Encrypt(Data, AAD{}, []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, oldKey, _ := s.Token("k", "n")
+
+	next := newKeyring(time.Now())
+	for i, r := range ring.Rings {
+		r.Epochs = append(next.Rings[i].Epochs, r.Epochs...)
+	}
+	good := st
+	good.Keyring = wrap()
+	bad := good
+	bad.Keyring = append(bytes.Clone(good.Keyring), 0)
+	if _, err := s.Unseal(t.Context(), bad, nil); !errors.Is(err, ErrKeyring) || s.Sealed() {
+		t.Fatalf("a bad keyring: %v, sealed %v", err, s.Sealed())
+	}
+	for range 2 {
+		if _, err := s.Unseal(t.Context(), good, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.Decrypt(Data, AAD{}, old); err != nil || string(got) != "x" {
+		t.Fatal(got, err)
+	}
+	fresh, err := s.Encrypt(Data, AAD{}, nil)
+	if err != nil || bytes.Equal(RecordEpoch(fresh), RecordEpoch(old)) {
+		t.Fatal("the new epoch is not used", err)
+	}
+	if id, err := s.Epoch(Data); err != nil || !bytes.Equal(id, RecordEpoch(fresh)) {
+		t.Fatal(id, err)
+	}
+	newToken, newKey, _ := s.Token("k", "n")
+	if newToken == token || bytes.Equal(newKey, oldKey) {
+		t.Fatal("the new path key is not used")
+	}
+	if back, err := s.TokenUnder(oldKey, "k", "n"); err != nil || back != token {
+		t.Fatal("the old path key is lost", err)
+	}
+}
+
 func TestKeyringIsStrict(t *testing.T) {
 	t.Parallel()
 	ring := newKeyring(time.Now())

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -480,15 +481,91 @@ func TestClusterOverRealKeepers(t *testing.T) {
 	}
 }
 
-// ledger is as much of the replicated state as an initialisation without accidents needs.
-type ledger struct{ state seal.State }
+// Two initialisations that race at real Keepers: one wins, and its shares are still there.
+func TestTwoInitialisationsAtOnce(t *testing.T) {
+	t.Parallel()
+	a := authority(t, "spike.ist")
+	for range 5 {
+		var keepers []seal.Keeper
+		for _, name := range []string{"k1", "k2", "k3"} {
+			keepers = append(keepers, client(t, serve(t, a, name, keeper.ServerOptions{}), name, issued(t, a, "/spike/nexus/n", time.Hour)))
+		}
+		l := &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{1}, Incarnation: 1}}}
+		var wg sync.WaitGroup
+		errs := make([]error, 2)
+		for i := range errs {
+			wg.Go(func() {
+				s := seal.New(seal.Config{Logger: quiet})
+				errs[i] = s.Initialise(context.Background(), l, keepers, 3, 3)
+				s.Lock()
+			})
+		}
+		wg.Wait()
+		if (errs[0] == nil) == (errs[1] == nil) {
+			t.Fatal(errs)
+		}
+		s := seal.New(seal.Config{Logger: quiet})
+		st, _ := l.State(t.Context())
+		if reports, err := s.Unseal(t.Context(), st, keepers); err != nil {
+			t.Fatal(err, reports)
+		}
+		s.Lock()
+	}
+}
 
-func (l *ledger) State(context.Context) (seal.State, error) { return l.state, nil }
+// ledger is as much of the replicated state as these tests need.
+type ledger struct {
+	mu    sync.Mutex
+	state seal.State
+}
+
+func (l *ledger) State(context.Context) (seal.State, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state, nil
+}
+
 func (l *ledger) Begin(_ context.Context, set seal.ShareSet, _ [16]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state.Committed != nil {
+		return seal.ErrSuperseded
+	}
 	l.state.Pending = &set
 	return nil
 }
-func (l *ledger) Commit(_ context.Context, _ [16]byte, keyring []byte, _ []seal.Epoch) error {
+
+func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, _ []seal.Epoch) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state.Pending == nil || l.state.Pending.ID != id {
+		return seal.ErrSuperseded
+	}
 	l.state.Committed, l.state.Pending, l.state.Keyring = l.state.Pending, nil, keyring
 	return nil
+}
+
+func BenchmarkUnsealFiveKeepers(b *testing.B) {
+	a := authority(b, "spike.ist")
+	var keepers []seal.Keeper
+	var clients []*keeper.Client
+	for _, name := range []string{"k1", "k2", "k3", "k4", "k5"} {
+		c := client(b, serve(b, a, name, keeper.ServerOptions{}), name, issued(b, a, "/spike/nexus/n", time.Hour))
+		keepers, clients = append(keepers, c), append(clients, c)
+	}
+	l := &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{1}, Incarnation: 1}}}
+	s := seal.New(seal.Config{Logger: quiet})
+	if err := s.Initialise(context.Background(), l, keepers, 5, 3); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s.Lock()
+		for _, c := range clients {
+			c.Close() // as a restarted peer: every connection begins with a handshake
+		}
+		if _, err := s.Unseal(context.Background(), l.state, keepers); err != nil {
+			b.Fatal(err)
+		}
+	}
+	s.Lock()
 }
