@@ -99,8 +99,9 @@ type Config struct {
 	unsafeStockHeartbeats bool
 	// afterMarker is called when a marker is durable, for tests that crash there.
 	afterMarker func(context.Context, peerpb.Phase) error
-	// beforeStore is called before entries are stored, for slow disks.
-	beforeStore func()
+	// beforeStore is called before entries are stored, for disks that are slow
+	// or fail.
+	beforeStore func() error
 }
 
 const (

@@ -49,11 +49,19 @@ func (n *Node) form() {
 		case <-t.C:
 		}
 		done, err := n.formStep(n.ctx)
+		retry := formRetry
+		if n.raft.Load() != nil {
+			// Formed here; some peer has not heard of it, or is down.
+			retry = 8 * formRetry
+			if errors.Is(err, ErrNotReady) {
+				err = nil
+			}
+		}
 		n.setProblem(err)
 		if done {
 			return
 		}
-		t.Reset(formRetry)
+		t.Reset(retry)
 	}
 }
 
@@ -63,7 +71,7 @@ func (n *Node) setProblem(err error) {
 	n.problem = err
 	n.errMu.Unlock()
 	if err != nil && n.ctx.Err() == nil && (was == nil || was.Error() != err.Error()) {
-		n.log.Warn("the cluster cannot form yet", "reason", err)
+		n.log.Warn("forming the cluster does not proceed", "reason", err)
 	}
 }
 

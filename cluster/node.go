@@ -43,12 +43,14 @@ type Node struct {
 	running   atomic.Bool // run has begun
 	live      atomic.Bool // Raft's goroutines run: see raftLog
 	snapshots *raft.FileSnapshotStore
-	snapIndex atomic.Uint64
 
-	raft  atomic.Pointer[raft.Raft] // nil until the cluster has formed
-	queue *queue
-	reads *reads
-	hub   *hub
+	raft     atomic.Pointer[raft.Raft] // nil until the cluster has formed
+	raftGone chan struct{}             // closed when Raft answers nothing any more
+	queue    *queue
+
+	transfers atomic.Int32 // of leadership, asked for and under way
+	reads     *reads
+	hub       *hub
 
 	handlerMu sync.RWMutex // guards handlers
 	handlers  map[string]Handler
@@ -68,6 +70,7 @@ func newNode(c Config) *Node {
 		cfg:      c,
 		log:      c.Logger.With("peer", c.ID),
 		done:     make(chan struct{}),
+		raftGone: make(chan struct{}),
 		handlers: make(map[string]Handler),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
@@ -98,7 +101,6 @@ func (n *Node) openData(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.snapIndex.Store(newest)
 	if n.store, err = openLog(n.cfg.Dir, n.cfg.SnapshotBytes); err != nil {
 		return err
 	}
@@ -420,11 +422,13 @@ func (n *Node) stop() {
 			n.hub.unfollow(r)
 			_ = r.Shutdown().Error() // closes the transport, too
 		}
+		close(n.raftGone)
 		_ = n.transport.Close()
 		n.server.Stop()
 		n.peers.close()
 		n.port.close()
 		n.wg.Wait()
+		n.queue.fly.Wait()
 		n.queue.drop()
 		n.release()
 		close(n.done)
@@ -436,7 +440,9 @@ func (n *Node) release() {
 	n.cancel()
 	if n.transport != nil {
 		_ = n.transport.Close()
+		n.server.Stop()
 	}
+	n.peers.close()
 	if n.port != nil {
 		n.port.close()
 	}
@@ -482,8 +488,5 @@ func (n *Node) snapshot(r *raft.Raft) error {
 	}
 	n.store.bytes.Add(-size)
 	n.store.entries.Add(-count)
-	if list, err := n.snapshots.List(); err == nil && len(list) > 0 {
-		n.snapIndex.Store(list[0].Index)
-	}
 	return nil
 }

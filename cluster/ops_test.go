@@ -530,6 +530,48 @@ func TestStateMachineThatCannotGoOnStopsThePeer(t *testing.T) {
 	}
 }
 
+// A leader that cannot write its log stops: it acknowledges nothing, and does
+// not hold on to leadership.
+func TestFailingDiskStopsThePeer(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	var broken atomic.Pointer[string]
+	c.tune = func(id string, cfg *Config) {
+		cfg.beforeStore = func() error {
+			if at := broken.Load(); at != nil && *at == id {
+				return errors.New("no space left on device")
+			}
+			return nil
+		}
+	}
+	c.startAll()
+	l, f := c.leader(), c.follower()
+	c.propose(l, "before")
+	broken.Store(&l.cfg.ID)
+	if _, err := l.Propose(context.Background(), []byte("during")); !errors.Is(err, ErrUnknownOutcome) {
+		t.Errorf("the proposer was told: %v", err)
+	}
+	select {
+	case <-l.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("the peer goes on without a disk")
+	}
+	if l.Err() == nil {
+		t.Error("it stopped without a reason")
+	}
+	delete(c.nodes, l.cfg.ID)
+	c.propose(f, "after")
+	if got := c.same(); len(got) != 2 {
+		t.Errorf("%q", got)
+	}
+	broken.Store(nil)
+	c.start(l.cfg.ID)
+	c.leader()
+	if got := c.same(); len(got) != 2 {
+		t.Errorf("after it came back: %q", got)
+	}
+}
+
 func TestOverloadIsRefusedEarly(t *testing.T) {
 	t.Parallel()
 	c := newTestCluster(t, "n1")

@@ -86,6 +86,8 @@ type queue struct {
 	slots chan struct{} // cap 2
 	fly   sync.WaitGroup
 
+	refusedSince atomic.Int64 // unix nanoseconds; see watchTransfer
+
 	mu     sync.Mutex // guards the rest
 	items  []*item    // also some that were withdrawn: see gone
 	live   int        // of items, those still queued
@@ -326,7 +328,8 @@ func (q *queue) propose(r *raft.Raft, batch []*item) error {
 		commands[i] = it.command
 	}
 	f := r.ApplyLog(raft.Log{Data: encodeEnvelope(commands)}, 10*time.Second)
-	err := f.Error()
+	err := q.settled(f)
+	q.watchTransfer(err)
 	if notProposed(err) {
 		return fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
@@ -344,6 +347,41 @@ func (q *queue) propose(r *raft.Raft, batch []*item) error {
 		it.answer(itemOutcome{result: Result{Index: f.Index(), Term: applied.term, Data: applied.results[i]}})
 	}
 	return nil
+}
+
+// settled waits for the library's answer, which it may owe for ever once it has
+// shut down.
+func (q *queue) settled(f raft.Future) error {
+	answer := make(chan error, 1)
+	go func() { answer <- f.Error() }()
+	select {
+	case err := <-answer:
+		return err
+	case <-q.n.raftGone:
+	}
+	select {
+	case err := <-answer:
+		return err
+	default:
+		return raft.ErrRaftShutdown
+	}
+}
+
+// watchTransfer stops a leader that refuses everything because of a transfer
+// that nobody has asked for: the library can forget that one has ended
+// (hashicorp/raft#696), and only a restart helps.
+func (q *queue) watchTransfer(err error) {
+	if !errors.Is(err, raft.ErrLeadershipTransferInProgress) || q.n.transfers.Load() > 0 {
+		q.refusedSince.Store(0)
+		return
+	}
+	now := time.Now().UnixNano()
+	if q.refusedSince.CompareAndSwap(0, now) {
+		return
+	}
+	if time.Duration(now-q.refusedSince.Load()) > max(10*q.n.cfg.Timing.Election, 5*time.Second) {
+		q.n.fail(errors.New("leadership transfer never ended; this peer must be restarted"))
+	}
 }
 
 // notProposed tells the errors that the library gives only before an entry is

@@ -399,6 +399,6 @@ func (r *reads) push() {
 	go func() {
 		defer r.n.queue.fly.Done()
 		defer r.barrier.Store(false)
-		_ = ra.Barrier(time.Second).Error()
+		_ = r.n.queue.settled(ra.Barrier(time.Second))
 	}()
 }

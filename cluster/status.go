@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -45,7 +46,7 @@ type Member struct {
 
 // Status takes its picture without waiting for Raft or the disk.
 func (n *Node) Status() Status {
-	s := Status{ID: n.cfg.ID, State: Forming, LastContact: -1, AppliedIndex: n.Applied(), SnapshotIndex: n.snapIndex.Load()}
+	s := Status{ID: n.cfg.ID, State: Forming, LastContact: -1, AppliedIndex: n.Applied()}
 	s.ClusterID, s.Incarnation, s.Formed = n.Identity()
 	n.errMu.Lock()
 	if s.Problem = n.err; s.Problem == nil {
@@ -75,6 +76,7 @@ func (n *Node) Status() Status {
 	}
 	s.Leader = n.leader()
 	s.Term, s.LastIndex, s.CommitIndex = r.CurrentTerm(), r.LastIndex(), r.CommitIndex()
+	s.SnapshotIndex, _ = strconv.ParseUint(r.Stats()["last_snapshot_index"], 10, 64)
 	if state == raft.Leader {
 		s.LastContact = 0
 	} else if t := r.LastContact(); !t.IsZero() {
@@ -133,9 +135,11 @@ func (n *Node) TransferLeadership(ctx context.Context, to string) error {
 	if !n.queue.hold() {
 		return ErrStopped
 	}
+	n.transfers.Add(1)
 	done := make(chan error, 1)
 	go func() {
 		defer n.queue.fly.Done()
+		defer n.transfers.Add(-1)
 		if to == "" {
 			done <- r.LeadershipTransfer().Error()
 		} else {

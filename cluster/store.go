@@ -40,7 +40,7 @@ type checkedLog struct {
 	grown   chan struct{} // cap 1; bytes reached limit
 	limit   int64
 
-	before func() // tests: a slow disk
+	before func() error // see Config.beforeStore
 }
 
 func openLog(dir string, limit int64) (*checkedLog, error) {
@@ -90,7 +90,9 @@ func (s *checkedLog) StoreLogs(logs []*raft.Log) error {
 		size += int64(len(l.Data))
 	}
 	if s.before != nil {
-		s.before()
+		if err := s.before(); err != nil {
+			return err
+		}
 	}
 	if err := s.bolt.StoreLogs(stored); err != nil {
 		return err

@@ -133,7 +133,7 @@ func TestSlowDiskKeepsTheLeader(t *testing.T) {
 	var slow atomic.Int64
 	c.tune = func(_ string, cfg *Config) {
 		cfg.Timing = Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond, Lease: 100 * time.Millisecond}
-		cfg.beforeStore = func() { time.Sleep(time.Duration(slow.Load())) }
+		cfg.beforeStore = func() error { time.Sleep(time.Duration(slow.Load())); return nil }
 	}
 	c.startAll()
 	l := c.leader()
