@@ -1,0 +1,64 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/spike-ha/spike-ha/seal"
+)
+
+// stopWithin bounds a graceful stop.
+const stopWithin = 15 * time.Second
+
+// App is the nexus program: settings to Config, then Run until ctx ends.
+func App(stderr io.Writer) *cli.App {
+	return &cli.App{
+		Name:            "nexus",
+		Usage:           "one peer of a SPIKE HA secrets cluster",
+		Version:         Version,
+		HideHelpCommand: true,
+		Flags:           Flags(),
+		ErrWriter:       stderr,
+		ExitErrHandler:  func(*cli.Context, error) {}, // main decides
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return fmt.Errorf("unexpected argument %q; every setting is a flag", c.Args().First())
+			}
+			cfg, err := FromCLI(c)
+			if err != nil {
+				return err
+			}
+			return Run(c.Context, cfg, stderr)
+		},
+	}
+}
+
+// Run runs a peer until ctx ends, which is success, or until it cannot go on.
+func Run(ctx context.Context, cfg Config, stderr io.Writer) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		return fmt.Errorf("log level %q is not one of debug, info, warn, error", cfg.LogLevel)
+	}
+	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if err := seal.ProtectProcess(); err != nil {
+		log.Warn("keys in memory are less protected than they could be", "error", err)
+	}
+	n, err := Start(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-n.Done():
+		err = fmt.Errorf("this peer cannot go on: %w", n.Err())
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+	defer cancel()
+	return errors.Join(err, n.Stop(stop))
+}
