@@ -560,6 +560,7 @@ func TestFailingDiskStopsThePeer(t *testing.T) {
 		t.Error("it stopped without a reason")
 	}
 	delete(c.nodes, l.cfg.ID)
+	c.leader() // else it may be forwarded to the one that is stopping
 	c.propose(f, "after")
 	if got := c.same(); len(got) != 2 {
 		t.Errorf("%q", got)

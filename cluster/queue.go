@@ -277,6 +277,9 @@ func (q *queue) dispatch() bool {
 			return false
 		}
 	}
+	if !q.hold() {
+		return false
+	}
 	batch := q.take()
 	if !local {
 		batch = slices.DeleteFunc(batch, func(it *item) bool {
@@ -287,9 +290,9 @@ func (q *queue) dispatch() bool {
 		})
 	}
 	if len(batch) == 0 {
+		q.fly.Done()
 		return false
 	}
-	q.fly.Add(1)
 	go func() {
 		defer q.fly.Done()
 		var back error

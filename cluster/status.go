@@ -141,9 +141,9 @@ func (n *Node) TransferLeadership(ctx context.Context, to string) error {
 		defer n.queue.fly.Done()
 		defer n.transfers.Add(-1)
 		if to == "" {
-			done <- r.LeadershipTransfer().Error()
+			done <- n.queue.settled(r.LeadershipTransfer())
 		} else {
-			done <- r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)).Error()
+			done <- n.queue.settled(r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
 		}
 	}()
 	select {
