@@ -261,6 +261,15 @@ func (c *Config) Validate() error {
 	return err
 }
 
+// listenAddress reads a bare port, as the variable's name in SPIKE suggests,
+// as that port on all addresses.
+func listenAddress(s string) string {
+	if _, err := strconv.ParseUint(s, 10, 16); err == nil {
+		return ":" + s
+	}
+	return s
+}
+
 func (c *Config) auditDir() string {
 	if c.AuditDir != "" {
 		return c.AuditDir

@@ -19,7 +19,7 @@ func (n *Node) serveMetrics() error {
 	if n.cfg.MetricsListen == "" {
 		return nil
 	}
-	listener, err := net.Listen("tcp", n.cfg.MetricsListen)
+	listener, err := net.Listen("tcp", listenAddress(n.cfg.MetricsListen))
 	if err != nil {
 		return fmt.Errorf("the metrics port cannot listen: %w", err)
 	}

@@ -143,7 +143,7 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 	}
 	listener := n.cfg.PeerListener
 	if listener == nil {
-		if listener, err = net.Listen("tcp", n.cfg.PeerListen); err != nil {
+		if listener, err = net.Listen("tcp", listenAddress(n.cfg.PeerListen)); err != nil {
 			return fmt.Errorf("the peer link cannot listen: %w", err)
 		}
 	}
@@ -164,7 +164,7 @@ func (n *Node) serve() error {
 	listener := n.cfg.APIListener
 	if listener == nil {
 		var err error
-		if listener, err = net.Listen("tcp", n.cfg.Listen); err != nil {
+		if listener, err = net.Listen("tcp", listenAddress(n.cfg.Listen)); err != nil {
 			return fmt.Errorf("the API cannot listen: %w", err)
 		}
 	}

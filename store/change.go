@@ -86,6 +86,7 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 		}
 		switch result.Code {
 		case fsmpb.Code_OK:
+			w.unknown = true // made; until it is on record nothing better may be said
 			return result, w.store.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseOutcome, Path: w.c.object,
 				Decision: audit.Allow, Result: "ok", Version: result.Version, Index: result.Index}, true)
 		case fsmpb.Code_CONFLICT:
@@ -205,16 +206,24 @@ func (w *writing) fail(err error) error {
 		}
 		err = secret.Errorf(secret.CodeDenied, "this identity may not do that any more; a policy changed meanwhile")
 	}
-	code := secret.CodeOf(err)
-	if w.unknown && (code == secret.CodeUnavailable || code == secret.CodeUnknown || code == secret.CodeOverloaded) {
-		err = &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
-	}
+	err = w.honest(err)
 	if !w.intended {
 		return s.refuse(w.r, w.c.op, w.c.object, err)
 	}
 	record := audit.Record{Op: w.c.op, Phase: audit.PhaseOutcome, Path: w.c.object, Decision: audit.Refuse, Result: string(secret.CodeOf(err))}
 	if auditErr := s.record(w.r, record, true); auditErr != nil {
-		return auditErr
+		return w.honest(auditErr)
+	}
+	return err
+}
+
+// honest keeps an error from saying "not done" of a change that may be.
+func (w *writing) honest(err error) error {
+	switch secret.CodeOf(err) {
+	case secret.CodeUnavailable, secret.CodeOverloaded, secret.CodeUnknown:
+		if w.unknown {
+			return &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
+		}
 	}
 	return err
 }
