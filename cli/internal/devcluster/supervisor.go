@@ -1,0 +1,354 @@
+package devcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/identity"
+	"github.com/spike-ha/spike-ha/identity/devca"
+)
+
+// Options say which cluster to start.
+type Options struct {
+	Dir            string
+	Peers, Keepers int // 0: as the directory says, else 3
+	// BasePort is the first port, FreePorts or KeepPorts.
+	BasePort int
+	// Binaries is the directory of the programs nexus and keeper.
+	Binaries string
+	// Say tells people what goes on; it may be called from any goroutine.
+	Say func(format string, args ...any)
+}
+
+// Supervisor runs one cluster. All methods may be called from any goroutine.
+type Supervisor struct {
+	options   Options
+	home      *home
+	authority *devca.Authority
+	log       *os.File // of the authority
+	spawn     *spawner
+	keepers   []*child
+	peers     []*child
+	control   net.Listener
+	served    sync.WaitGroup // requests of the control socket
+
+	mu       sync.Mutex // guards what follows, and the files of shape and run
+	shape    Shape
+	closing  bool
+	rising   bool          // the cluster is brought up: an end is an error then
+	fell     chan struct{} // closed at the first such end
+	fall     string        // what it was
+	downOnce sync.Once
+	down     chan struct{}
+}
+
+// Open takes the directory, starts the authority and every process. Whether the
+// cluster serves is for BringUp to see to.
+func Open(ctx context.Context, o Options) (_ *Supervisor, err error) {
+	for _, name := range []string{"nexus", "keeper"} {
+		if _, err := os.Stat(filepath.Join(o.Binaries, name)); err != nil {
+			return nil, fmt.Errorf("the program %s is not next to spikectl (in %s): build all three with 'make build'", name, o.Binaries)
+		}
+	}
+	s := &Supervisor{options: o, fell: make(chan struct{}), rising: true, down: make(chan struct{})}
+	if s.home, err = openHome(o); err != nil {
+		return nil, err
+	}
+	s.shape = s.home.shape
+	s.spawn = newSpawner()
+	defer func() {
+		if err != nil {
+			s.Close(nil)
+		}
+	}()
+	if err := s.startAuthority(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.plan(); err != nil {
+		return nil, err
+	}
+	if err := s.serveControl(); err != nil {
+		return nil, err
+	}
+	for _, c := range s.children() {
+		if err := c.run(); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Supervisor) startAuthority(ctx context.Context) (err error) {
+	if err := os.MkdirAll(s.shape.Sockets, 0o700); err != nil {
+		return err
+	}
+	s.log, err = os.OpenFile(s.home.path("logs", "authority.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	s.authority, err = devca.Serve(context.WithoutCancel(ctx), devca.Options{Dir: s.shape.Sockets, TrustDomain: TrustDomain,
+		CAFile: s.home.path("development-authority.pem"), Logger: slog.New(slog.NewTextHandler(s.log, nil))})
+	if err != nil {
+		return err
+	}
+	for _, path := range s.shape.Identities {
+		if _, err := s.authority.Add(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plan makes the children: Keepers first, as they are started.
+func (s *Supervisor) plan() error {
+	var peers, keepers []string
+	for i := 1; i <= s.shape.Peers; i++ {
+		peers = append(peers, fmt.Sprintf("nexus-%d=%s", i, s.shape.address(i, portPeer)))
+	}
+	for i := 1; i <= s.shape.Keepers; i++ {
+		keepers = append(keepers, fmt.Sprintf("keeper-%d=https://%s", i, s.shape.address(i, portKeeper)))
+	}
+	for i := 1; i <= s.shape.Keepers; i++ {
+		name := fmt.Sprintf("keeper-%d", i)
+		c, err := s.child("keeper", name, "https://"+s.shape.address(i, portKeeper),
+			"--id", name, "--listen", s.shape.address(i, portKeeper), "--trust-domain", TrustDomain, "--socket")
+		if err != nil {
+			return err
+		}
+		s.keepers = append(s.keepers, c)
+	}
+	for i := 1; i <= s.shape.Peers; i++ {
+		name := fmt.Sprintf("nexus-%d", i)
+		c, err := s.child("nexus", name, s.shape.API(i),
+			"--id", name, "--data-dir", s.home.path("data", name), "--listen", s.shape.address(i, portAPI),
+			"--peer-listen", s.shape.address(i, portPeer), "--metrics-listen", s.shape.address(i, portMetrics),
+			"--peers", strings.Join(peers, ","), "--keepers", strings.Join(keepers, ","),
+			"--trust-root", TrustDomain, "--endpoint-socket")
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(s.home.path("data", name), 0o700); err != nil {
+			return err
+		}
+		s.peers = append(s.peers, c)
+	}
+	return nil
+}
+
+// child makes one; the last of its arguments is left open for its socket.
+func (s *Supervisor) child(program, name, address string, args ...string) (*child, error) {
+	socket, err := s.authority.Add("/spike/" + program + "/" + name)
+	if err != nil {
+		return nil, err
+	}
+	return &child{name: name, address: address, binary: filepath.Join(s.options.Binaries, program), args: append(args, socket),
+		logFile: s.home.path("logs", name+".log"), spawn: s.spawn, changed: s.record, died: s.mourn}, nil
+}
+
+func (s *Supervisor) children() []*child { return slices.Concat(s.keepers, s.peers) }
+
+func (s *Supervisor) find(name string) (*child, error) {
+	var names []string
+	for _, c := range s.children() {
+		if c.name == name {
+			return c, nil
+		}
+		names = append(names, c.name)
+	}
+	return nil, fmt.Errorf("there is no process %q: they are %s", name, strings.Join(names, ", "))
+}
+
+// Start, Stop and Kill act on one process; they return when it runs or has ended.
+func (s *Supervisor) Start(name string) error {
+	c, err := s.find(name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	closing := s.closing
+	s.mu.Unlock()
+	if closing {
+		return errors.New("the cluster is being stopped")
+	}
+	return c.run()
+}
+
+func (s *Supervisor) Stop(name string) error {
+	c, err := s.find(name)
+	if err != nil {
+		return err
+	}
+	return c.stop(nil)
+}
+
+func (s *Supervisor) Kill(name string) error {
+	c, err := s.find(name)
+	if err != nil {
+		return err
+	}
+	return c.kill()
+}
+
+// Processes lists all, peers first.
+func (s *Supervisor) Processes() (list []Process) {
+	for _, c := range slices.Concat(s.peers, s.keepers) {
+		list = append(list, c.info())
+	}
+	return list
+}
+
+// Shape describes the cluster.
+func (s *Supervisor) Shape() Shape {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shape
+}
+
+// AddIdentity serves an identity and returns its socket's address. It comes
+// back when the cluster is started again.
+func (s *Supervisor) AddIdentity(path string) (string, error) {
+	socket, err := s.authority.Add(path)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.Contains(s.shape.Identities, path) {
+		return socket, nil
+	}
+	s.shape.Identities = append(s.shape.Identities, path)
+	return socket, s.shape.save(s.home.dir)
+}
+
+// Client makes a client with the identity at path, of the peers numbered (from
+// 1), of all when none is; the caller runs done at the end.
+func (s *Supervisor) Client(ctx context.Context, path string, peers ...int) (_ *client.Client, done func(), err error) {
+	socket, err := s.authority.Add(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	return newClient(ctx, socket, s.Shape(), peers...)
+}
+
+func newClient(ctx context.Context, socket string, shape Shape, peers ...int) (_ *client.Client, done func(), err error) {
+	addresses := shape.APIs()
+	if len(peers) > 0 {
+		addresses = nil
+		for _, i := range peers {
+			addresses = append(addresses, shape.API(i))
+		}
+	}
+	source, err := identity.Open(ctx, identity.Options{Socket: socket, Timeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return nil, nil, err
+	}
+	cl, err := client.New(client.Config{Addresses: addresses, Attempt: 5 * time.Second, TLS: source.Client(func(id spiffeid.ID) error {
+		if id.TrustDomain().Name() != TrustDomain || !strings.HasPrefix(id.Path(), "/spike/nexus/") {
+			return errors.New("it is not a peer of this cluster")
+		}
+		return nil
+	})})
+	if err != nil {
+		source.Close()
+		return nil, nil, err
+	}
+	return cl, func() { cl.Close(); source.Close() }, nil
+}
+
+// record writes down which processes run, for whoever comes after a crash.
+func (s *Supervisor) record() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := run{Supervisor: os.Getpid()}
+	for _, c := range s.children() {
+		if e, ok := c.entry(); ok {
+			r.Processes = append(r.Processes, e)
+		}
+	}
+	if err := writeJSON(s.home.path(runFile), r); err != nil {
+		s.options.Say("%s cannot be written: %v", runFile, err)
+	}
+}
+
+// mourn says that a process ended by itself, or by a kill that was not ours.
+func (s *Supervisor) mourn(c *child, how string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return
+	}
+	what := fmt.Sprintf("%s ended (%s); its log is %s", c.name, how, c.logFile)
+	if s.rising {
+		if s.fall == "" {
+			s.fall = what
+			if words := c.lastWords(); words != "" {
+				s.fall += ", which ends with:\n  " + words
+			}
+			close(s.fell)
+		}
+		return
+	}
+	s.options.Say("%s\n  start it again: spikectl dev start %s", what, c.name)
+}
+
+// Down is closed when somebody asked through the control socket to stop all.
+func (s *Supervisor) Down() <-chan struct{} { return s.down }
+
+// Close stops everything: the peers first, while the Keepers and the authority
+// still serve them, so that leadership and the last requests end in order; then
+// the Keepers; the authority last, since all the others need it. Closing hurry
+// makes it quick and rough.
+func (s *Supervisor) Close(hurry <-chan struct{}) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closing = true
+	s.mu.Unlock()
+	var errs []error
+	for _, group := range [][]*child{s.peers, s.keepers} {
+		errs = append(errs, stopAll(group, hurry))
+	}
+	if s.control != nil {
+		s.control.Close()
+		s.served.Wait()
+	}
+	if s.authority != nil {
+		s.authority.Close()
+	}
+	if s.log != nil {
+		s.log.Close()
+	}
+	s.spawn.close()
+	if err := os.Remove(s.home.path(runFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	s.home.close()
+	return errors.Join(errs...)
+}
+
+func stopAll(children []*child, hurry <-chan struct{}) error {
+	errs := make([]error, len(children))
+	var wait sync.WaitGroup
+	for i, c := range children {
+		if c.info().State == Running {
+			wait.Go(func() { errs[i] = c.stop(hurry) })
+		}
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
