@@ -39,6 +39,9 @@ const (
 // exit status. It uses nothing of the process but what it is given and the
 // environment.
 func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	if len(args) == 1 && args[0] == "--version" {
+		args = []string{"version"}
+	}
 	app := newApp(in, out, errOut)
 	err := app.RunContext(ctx, append([]string{"spikectl"}, arrange(app, args)...))
 	if err == nil {
@@ -108,16 +111,13 @@ func newApp(in io.Reader, out, errOut io.Writer) *cli.App {
 		HideVersion:          true,
 		EnableBashCompletion: true,
 		ExitErrHandler:       func(*cli.Context, error) {},
-		OnUsageError:         func(_ *cli.Context, err error, _ bool) error { return usage("%w; see --help", err) },
-		CommandNotFound: func(c *cli.Context, name string) {
-			fmt.Fprintf(errOut, "Error: there is no command %q; see spikectl --help\n", name)
-		},
+		OnUsageError:         func(_ *cli.Context, err error, _ bool) error { return usage("%w; see spikectl --help", err) },
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "address", Aliases: []string{"a"}, EnvVars: []string{"SPIKE_NEXUS_API_URLS", "SPIKE_NEXUS_API_URL"}, Usage: "API `ADDRESS` of a peer, https://host:port; several are tried in turn"},
 			&cli.StringFlag{Name: "socket", EnvVars: []string{identity.SocketEnv}, Usage: "SPIFFE Workload API `ADDRESS`: decides who you are"},
 			&cli.StringFlag{Name: "trust-root", EnvVars: []string{"SPIKE_TRUST_ROOT_NEXUS", "SPIKE_TRUST_ROOT"}, Value: "spike.ist", Usage: "trust `DOMAINS` of Nexus peers"},
 			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, EnvVars: []string{"SPIKE_FORMAT"}, Value: "table", Usage: "`FORMAT` of data: table, json or yaml"},
-			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "bound on one command"},
+			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "`DURATION` that one command may take"},
 		},
 		Commands: []*cli.Command{
 			secretCommand(), policyCommand(), cipherCommand(), statusCommand(), bootstrapCommand(), operatorCommand(), auditCommand(), devCommand(), versionCommand(),
@@ -129,7 +129,31 @@ func newApp(in io.Reader, out, errOut io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 	}
+	finish(app.Commands)
 	return app
+}
+
+// finish gives all commands what they have in common: words about a wrong use go
+// through Main alone, and a group asks for one of its commands.
+func finish(commands []*cli.Command) {
+	for _, c := range commands {
+		c.OnUsageError = usageError
+		if len(c.Subcommands) == 0 {
+			c.HideHelpCommand = true // "help" may be an argument
+			continue
+		}
+		c.Action = func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return usage("there is no command %q; see %s --help", c.Args().First(), c.Command.HelpName)
+			}
+			return cli.ShowSubcommandHelp(c)
+		}
+		finish(c.Subcommands)
+	}
+}
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	return usage("%w; see %s --help", err, c.Command.HelpName)
 }
 
 // connect makes the client of a command; the caller runs done at the end.
@@ -147,6 +171,14 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 	var addresses []string
 	for _, a := range c.StringSlice("address") {
 		addresses = append(addresses, strings.Split(a, ",")...)
+	}
+	if len(addresses) == 0 {
+		cancel()
+		return nil, nil, nil, usage("no peer is named: set SPIKE_NEXUS_API_URLS or --address; for a cluster of 'spikectl dev up': eval \"$(spikectl dev env)\"")
+	}
+	if err := checkSocket(c.String("socket")); err != nil {
+		cancel()
+		return nil, nil, nil, err
 	}
 	source, err := identity.Open(ctx, identity.Options{Socket: c.String("socket"), Timeout: min(10*time.Second, c.Duration("timeout"))})
 	if err != nil {
@@ -169,18 +201,44 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 	return cl, ctx, func() { cl.Close(); source.Close(); cancel() }, nil
 }
 
-// with runs action with a client.
-func with(action func(c *cli.Context, ctx context.Context, cl *client.Client) error) cli.ActionFunc {
+// checkSocket refuses a socket that is not there at once: identity.Open would
+// wait for it, as a service that starts before its agent must.
+func checkSocket(address string) error {
+	if address == "" {
+		address = identity.DefaultSocket
+	}
+	path, ok := strings.CutPrefix(address, "unix://")
+	if !ok {
+		return nil
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("%w: there is no socket at %s; set SPIFFE_ENDPOINT_SOCKET or --socket", identity.ErrUnavailable, path)
+	}
+	return nil
+}
+
+// action is a command that talks to the cluster. It dials once it knows that it
+// was used rightly: nobody waits for a cluster to hear of a typing error.
+type action func(c *cli.Context, dial dialer) error
+
+// dialer makes the client of a command, and the context that bounds it.
+type dialer func() (*client.Client, context.Context, error)
+
+// with runs an action and closes what it opened.
+func with(do action) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if err := checkFormat(c); err != nil {
 			return err
 		}
-		cl, ctx, done, err := connect(c)
-		if err != nil {
-			return err
-		}
-		defer done()
-		return action(c, ctx, cl)
+		done := func() {}
+		defer func() { done() }()
+		return do(c, func() (*client.Client, context.Context, error) {
+			cl, ctx, end, err := connect(c)
+			if err == nil {
+				done = end
+			}
+			return cl, ctx, err
+		})
 	}
 }
 

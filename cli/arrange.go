@@ -11,6 +11,9 @@ import (
 // flags of each command right behind its name. A flag belongs to the innermost
 // command that knows it. Everything behind "--" is an argument.
 func arrange(app *cli.App, args []string) []string {
+	if len(args) > 0 && args[len(args)-1] == "--generate-bash-completion" {
+		return args // the library looks for it at the end
+	}
 	type level struct {
 		name  string
 		flags []cli.Flag

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -29,8 +28,12 @@ func cipherCommand() *cli.Command {
 	}}
 }
 
-func encrypt(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func encrypt(c *cli.Context, dial dialer) error {
 	plain, err := cipherInput(c, maxCipherInput)
+	if err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
 	if err != nil {
 		return err
 	}
@@ -52,7 +55,7 @@ func encrypt(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	return nil
 }
 
-func decrypt(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func decrypt(c *cli.Context, dial dialer) error {
 	input, err := cipherInput(c, 2*maxCipherInput)
 	if err != nil {
 		return err
@@ -63,6 +66,10 @@ func decrypt(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	}
 	if len(framed) < 1+cipherNonce || framed[0] != cipherVersion {
 		return usage("the input is not what 'spikectl cipher encrypt' gives")
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
 	}
 	var answer struct {
 		Plaintext []byte `json:"plaintext"`

@@ -80,11 +80,11 @@ func devUp(c *cli.Context) error {
 	case c.Bool("detach"):
 		return devDetach(c, say)
 	}
-	warnDevelopment(say, o.Dir)
 	s, err := devcluster.Open(c.Context, o)
 	if err != nil {
 		return err
 	}
+	warnDevelopment(say, o.Dir)
 	ctx, cancel := context.WithTimeout(c.Context, c.Duration("wait"))
 	defer cancel()
 	status, err := s.BringUp(ctx)
@@ -128,9 +128,6 @@ func devDetach(c *cli.Context, say func(string, ...any)) error {
 		return err
 	}
 	dir := c.String("dir")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
 	words, theirs, err := os.Pipe()
 	if err != nil {
 		return err
@@ -152,8 +149,7 @@ func devDetach(c *cli.Context, say func(string, ...any)) error {
 	}
 	stopped := context.AfterFunc(c.Context, func() { supervisor.Process.Signal(syscall.SIGTERM) })
 	defer stopped()
-	warnDevelopment(say, dir)
-	if err := follow(words, say); err != nil {
+	if err := follow(words, say, func() { warnDevelopment(say, dir) }); err != nil {
 		supervisor.Wait()
 		return err
 	}
@@ -183,8 +179,11 @@ const (
 	saysServing  = "serving"
 )
 
-func follow(words io.Reader, say func(string, ...any)) error {
+// follow passes on what the supervisor says; started is called before the first
+// word of progress.
+func follow(words io.Reader, say func(string, ...any), started func()) error {
 	lines := bufio.NewScanner(words)
+	first := sync.OnceFunc(started)
 	for lines.Scan() {
 		line := lines.Text()
 		if line == saysServing {
@@ -194,6 +193,7 @@ func follow(words io.Reader, say func(string, ...any)) error {
 			what, err := strconv.Unquote(what)
 			return errors.Join(errors.New(what), err)
 		}
+		first()
 		say("%s", strings.TrimPrefix(line, saysProgress))
 	}
 	return errors.New("the supervisor ended before the cluster served; see logs/supervisor.log in the directory")
@@ -247,9 +247,11 @@ func devSupervise(c *cli.Context) error {
 	if _, err := s.BringUp(ctx); err != nil {
 		return fail(errors.Join(err, s.Close(nil)))
 	}
-	say("the cluster serves")
 	mu.Lock()
 	rising = false
+	mu.Unlock()
+	say("the cluster serves")
+	mu.Lock()
 	fmt.Fprintln(starter, saysServing)
 	starter.Close()
 	mu.Unlock()

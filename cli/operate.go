@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,8 +26,12 @@ func bootstrapCommand() *cli.Command {
 			&cli.IntFlag{Name: "shares", EnvVars: []string{"SPIKE_SHAMIR_SHARES", "SPIKE_NEXUS_SHAMIR_SHARES"}, Usage: "number of shares; that of the Keepers by default"},
 			&cli.IntFlag{Name: "threshold", EnvVars: []string{"SPIKE_SHAMIR_THRESHOLD", "SPIKE_NEXUS_SHAMIR_THRESHOLD"}, Usage: "shares needed to unseal; more than half of them by default"},
 		},
-		Action: with(func(c *cli.Context, ctx context.Context, cl *client.Client) error {
+		Action: with(func(c *cli.Context, dial dialer) error {
 			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			cl, ctx, err := dial()
+			if err != nil {
 				return err
 			}
 			if err := cl.Init(ctx, c.Int("shares"), c.Int("threshold")); err != nil {
@@ -50,7 +53,7 @@ func operatorCommand() *cli.Command {
 	}}
 }
 
-func recoverShares(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func recoverShares(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 0); err != nil {
 		return err
 	}
@@ -62,11 +65,15 @@ func recoverShares(c *cli.Context, ctx context.Context, cl *client.Client) error
 		}
 		dir = filepath.Join(home, ".spike", "recover")
 	}
+	if old, _ := filepath.Glob(filepath.Join(dir, "spike.recovery.*.txt")); len(old) > 0 {
+		return usage("%s holds recovery files already; move them away first", dir)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if old, _ := filepath.Glob(filepath.Join(dir, "spike.recovery.*.txt")); len(old) > 0 {
-		return usage("%s holds recovery files already; move them away first", dir)
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
 	}
 	var answer struct {
 		Shards map[int][32]byte `json:"shards"`
@@ -98,7 +105,7 @@ func recoverShares(c *cli.Context, ctx context.Context, cl *client.Client) error
 
 var shareForm = regexp.MustCompile(`^spike:([0-9]{1,4}):([0-9a-f]{64})$`)
 
-func restoreShare(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func restoreShare(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
@@ -126,6 +133,10 @@ func restoreShare(c *cli.Context, ctx context.Context, cl *client.Client) error 
 		Shard [32]byte `json:"shard"`
 	}{ID: index}
 	if _, err := hex.Decode(request.Shard[:], []byte(parts[2])); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	var answer struct {

@@ -60,11 +60,10 @@ func printYAML(w io.Writer, value any) error {
 	return encoder.Close()
 }
 
-// plain drops the JSON way of writing (braces), but keeps strings strings.
+// plain drops the JSON way of writing, braces and quotes. Strings keep their tag
+// and with it the quotes that they need.
 func plain(n *yaml.Node) {
-	if n.Kind != yaml.ScalarNode {
-		n.Style = 0
-	}
+	n.Style = 0
 	for _, child := range n.Content {
 		plain(child)
 	}

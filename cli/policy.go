@@ -65,8 +65,12 @@ func policyFromFlags(c *cli.Context) (client.Policy, error) {
 	return client.Policy{Name: c.String("name"), SPIFFEID: id, Path: path, Permissions: strings.Split(c.String("permissions"), ",")}, nil
 }
 
-func createPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func createPolicy(c *cli.Context, dial dialer) error {
 	p, err := policyFromFlags(c)
+	if err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
 	if err != nil {
 		return err
 	}
@@ -87,13 +91,13 @@ type policyFile struct {
 	Permissions     []string `yaml:"permissions"`
 }
 
-func applyPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func applyPolicy(c *cli.Context, dial dialer) error {
 	if !c.IsSet("file") {
 		p, err := policyFromFlags(c)
 		if err != nil {
 			return err
 		}
-		return putPolicy(c, ctx, cl, p)
+		return dialAndPut(c, dial, p)
 	}
 	in := c.App.Reader
 	if name := c.String("file"); name != "-" {
@@ -118,7 +122,15 @@ func applyPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	if err != nil {
 		return err
 	}
-	return putPolicy(c, ctx, cl, client.Policy{Name: f.Name, SPIFFEID: id, Path: path, Permissions: f.Permissions})
+	return dialAndPut(c, dial, client.Policy{Name: f.Name, SPIFFEID: id, Path: path, Permissions: f.Permissions})
+}
+
+func dialAndPut(c *cli.Context, dial dialer, p client.Policy) error {
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
+	}
+	return putPolicy(c, ctx, cl, p)
 }
 
 func putPolicy(c *cli.Context, ctx context.Context, cl *client.Client, p client.Policy) error {
@@ -129,8 +141,12 @@ func putPolicy(c *cli.Context, ctx context.Context, cl *client.Client, p client.
 	return show(c, answer, func(io.Writer) { fmt.Fprintf(c.App.ErrWriter, "policy %s is in force\n", p.Name) })
 }
 
-func getPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func getPolicy(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 1, 1); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	p, err := cl.GetPolicy(ctx, c.Args().First())
@@ -143,8 +159,12 @@ func getPolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	})
 }
 
-func listPolicies(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func listPolicies(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	list, err := cl.ListPolicies(ctx)
@@ -160,11 +180,15 @@ func listPolicies(c *cli.Context, ctx context.Context, cl *client.Client) error 
 	})
 }
 
-func deletePolicy(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func deletePolicy(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 1, 1); err != nil {
 		return err
 	}
 	if err := confirm(c, fmt.Sprintf("Delete the policy %s?", c.Args().First())); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	answer, err := cl.DeletePolicy(ctx, c.Args().First())

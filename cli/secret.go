@@ -38,7 +38,7 @@ func secretCommand() *cli.Command {
 	}}
 }
 
-func putSecret(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func putSecret(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 2, -1); err != nil {
 		return err
 	}
@@ -50,6 +50,10 @@ func putSecret(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	if c.IsSet("cas") {
 		v := secret.Version(c.Uint64("cas"))
 		expect = &v
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
 	}
 	answer, err := cl.Put(ctx, c.Args().First(), values, expect)
 	if err != nil {
@@ -111,8 +115,12 @@ func readBounded(r io.Reader) (string, error) {
 	return string(b), err
 }
 
-func getSecret(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func getSecret(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 1, 2); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	values, answer, err := cl.Get(ctx, c.Args().First(), secret.Version(c.Uint64("version")))
@@ -138,8 +146,12 @@ func getSecret(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	})
 }
 
-func listSecrets(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func listSecrets(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 1); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	answer, err := cl.List(ctx, c.Args().First())
@@ -156,12 +168,16 @@ func listSecrets(c *cli.Context, ctx context.Context, cl *client.Client) error {
 	})
 }
 
-func secretMetadata(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func secretMetadata(c *cli.Context, dial dialer) error {
 	// SPIKE's own command is "secret metadata get PATH".
 	path := c.Args().First()
 	if c.NArg() == 2 && path == "get" {
 		path = c.Args().Get(1)
 	} else if err := arguments(c, 1, 1); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	answer, err := cl.Metadata(ctx, path)
@@ -185,12 +201,16 @@ func secretMetadata(c *cli.Context, ctx context.Context, cl *client.Client) erro
 	})
 }
 
-func changeVersions(done string, change func(*client.Client, context.Context, string, ...secret.Version) (client.ChangeAnswer, error)) func(*cli.Context, context.Context, *client.Client) error {
-	return func(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func changeVersions(done string, change func(*client.Client, context.Context, string, ...secret.Version) (client.ChangeAnswer, error)) action {
+	return func(c *cli.Context, dial dialer) error {
 		if err := arguments(c, 1, 1); err != nil {
 			return err
 		}
 		versions, err := parseVersions(c.String("versions"))
+		if err != nil {
+			return err
+		}
+		cl, ctx, err := dial()
 		if err != nil {
 			return err
 		}
@@ -208,21 +228,31 @@ func changeVersions(done string, change func(*client.Client, context.Context, st
 	}
 }
 
-func destroyVersions(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func destroyVersions(c *cli.Context, dial dialer) error {
+	if err := arguments(c, 1, 1); err != nil {
+		return err
+	}
+	if _, err := parseVersions(c.String("versions")); err != nil {
+		return err
+	}
 	if c.String("versions") == "" {
 		return usage("name the versions to destroy with --versions")
 	}
 	if err := confirm(c, fmt.Sprintf("Destroy versions %s of %s?", c.String("versions"), c.Args().First())); err != nil {
 		return err
 	}
-	return changeVersions("destroyed", (*client.Client).Destroy)(c, ctx, cl)
+	return changeVersions("destroyed", (*client.Client).Destroy)(c, dial)
 }
 
-func purgeSecret(c *cli.Context, ctx context.Context, cl *client.Client) error {
+func purgeSecret(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 1, 1); err != nil {
 		return err
 	}
 	if err := confirm(c, fmt.Sprintf("Remove %s with all its versions?", c.Args().First())); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
 		return err
 	}
 	answer, err := cl.Purge(ctx, c.Args().First())

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -12,8 +11,12 @@ import (
 )
 
 func statusCommand() *cli.Command {
-	return &cli.Command{Name: "status", Usage: "show the whole cluster at a glance", Action: with(func(c *cli.Context, ctx context.Context, cl *client.Client) error {
+	return &cli.Command{Name: "status", Usage: "show the whole cluster at a glance", Action: with(func(c *cli.Context, dial dialer) error {
 		if err := arguments(c, 0, 0); err != nil {
+			return err
+		}
+		cl, ctx, err := dial()
+		if err != nil {
 			return err
 		}
 		status, err := cl.Status(ctx)
@@ -35,6 +38,8 @@ func printStatus(w io.Writer, s client.Status) {
 		state = "sealed by an operator"
 	case s.Leader == "":
 		state = "without a leader: a majority of the peers must be up"
+	case !leaderAnswers(s):
+		state = "about to elect a leader: " + s.Leader + " does not answer"
 	}
 	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, state)
 	fmt.Fprintf(w, "Leader    %s, term %d; can lose %s\n", orDash(s.Leader), s.Term, count(s.Tolerance, "more peer"))
@@ -90,6 +95,15 @@ func printStatus(w io.Writer, s client.Status) {
 			fmt.Fprintf(w, "\n%s: %s\n", k.Name, k.Detail)
 		}
 	}
+}
+
+func leaderAnswers(s client.Status) bool {
+	for _, p := range s.Peers {
+		if p.ID == s.Leader {
+			return p.Reachable
+		}
+	}
+	return false
 }
 
 func orDash(s string) string {
