@@ -1,6 +1,10 @@
 package fsm
 
-import "github.com/spike-ha/spike-ha/fsm/fsmpb"
+import (
+	"bytes"
+
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+)
 
 // windowEntry is the result of an applied command, kept for retries that carry
 // the same write id. Immutable.
@@ -37,6 +41,23 @@ type window struct {
 func newWindow() window { return window{byID: map[[16]byte]*windowEntry{}} }
 
 func (w *window) frozen() []*windowEntry { return w.entries[:len(w.entries):len(w.entries)] }
+
+// Replay returns the result of a change that was applied under the write id and
+// is still in the window; nil when there is none, or the id was for another
+// request. It is what Apply would answer to a retry, for a writer that would not
+// propose at all because what its own change did stands in the way of another.
+// after is the index that the id carries: no result of it is older.
+func (v *View) Replay(id [16]byte, request []byte, after uint64) *fsmpb.Result {
+	for i := len(v.window) - 1; i >= 0 && v.window[i].applied > after; i-- {
+		if e := v.window[i]; e.id == id {
+			if !bytes.Equal(e.requestBytes(), request) {
+				return nil
+			}
+			return e.result()
+		}
+	}
+	return nil
+}
 
 // remember adds a result to the window.
 func (s *state) remember(h *hasher, e *windowEntry) {

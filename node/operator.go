@@ -54,6 +54,9 @@ func (o operator) RecoveryShares(ctx context.Context) ([]store.RecoveryShare, er
 		return nil, logError(err)
 	}
 	shares, err := o.n.seal.Recovery(st)
+	if errors.Is(err, seal.ErrNotInitialised) {
+		return nil, &secret.Error{Code: secret.CodeUnavailable, Message: "the cluster was never initialised; it has no shares to give", Cause: err}
+	}
 	if err != nil {
 		return nil, keyError(err)
 	}

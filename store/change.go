@@ -77,12 +77,14 @@ type writing struct {
 func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 	for {
 		command, err := w.decide(ctx)
-		if err != nil {
+		result := w.earlier(err)
+		if err != nil && result == nil {
 			return nil, err
 		}
-		result, err := w.propose(ctx, command)
-		if err != nil {
-			return nil, err
+		if result == nil {
+			if result, err = w.propose(ctx, command); err != nil {
+				return nil, err
+			}
 		}
 		switch result.Code {
 		case fsmpb.Code_OK:
@@ -150,6 +152,18 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 			SealGeneration: proto.Uint64(w.p.view.Seal().Generation), DataEpoch: epoch}
 		return command, nil
 	}
+}
+
+// earlier finds the result of an attempt that an earlier request made under the
+// same write id: what looks like a conflict, or like nothing to remove, is then
+// this change's own doing. It is asked once the caller is known to be allowed.
+func (w *writing) earlier(err error) *fsmpb.Result {
+	var negative *secret.Error
+	if w.r.Write.ID == ([16]byte{}) || !errors.As(err, &negative) ||
+		negative.Code != secret.CodeConflict && negative.Code != secret.CodeNotFound {
+		return nil
+	}
+	return w.p.view.Replay([16]byte(w.id.Id), w.id.Request, w.id.Index)
 }
 
 var errDenied = errors.New("denied")

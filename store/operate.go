@@ -7,13 +7,19 @@ import (
 	"github.com/spike-ha/spike-ha/secret"
 )
 
-// EncryptWire encrypts the caller's data under the cluster's cipher key; it is
-// not stored. The right is "execute" on SystemCipher.
+// MaxCipherBytes bounds the plaintext of EncryptWire (SPIKE's default).
+const MaxCipherBytes = 65536
+
+// EncryptWire encrypts the caller's data, at most MaxCipherBytes, under the
+// cluster's cipher key; it is not stored. The right is "execute" on SystemCipher.
 func (s *Store) EncryptWire(ctx context.Context, r Request, plaintext []byte) (nonce, ciphertext []byte, err error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	if _, err := s.read(ctx, r, "cipher.encrypt", "", secret.SystemCipher, secret.Execute); err != nil {
 		return nil, nil, err
+	}
+	if len(plaintext) > MaxCipherBytes {
+		return nil, nil, &secret.Error{Code: secret.CodeTooLarge, Subject: "plaintext", Message: "more than 65536 bytes are not encrypted in one piece"}
 	}
 	return s.cfg.Keys.EncryptWire(plaintext)
 }

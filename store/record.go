@@ -24,7 +24,9 @@ func (s *Store) record(r Request, a audit.Record, durable bool) error {
 }
 
 func (s *Store) hidden(name string) string {
-	if name == "" || s.cfg.ClearPaths && !s.cfg.Keys.Sealed() {
+	// What is too long to be a name is written as its hash in any case: a record's
+	// size must not be the caller's choice.
+	if name == "" || s.cfg.ClearPaths && len(name) <= secret.MaxPathBytes && !s.cfg.Keys.Sealed() {
 		return name
 	}
 	hashed, err := s.cfg.Keys.HashPath(name)

@@ -71,9 +71,6 @@ func (s *Store) UndeleteVersions(ctx context.Context, r Request, path string, ve
 // DestroyVersions removes the contents of versions for good; at least one must
 // be named.
 func (s *Store) DestroyVersions(ctx context.Context, r Request, path string, versions []secret.Version) (Changed, error) {
-	if len(versions) == 0 {
-		return Changed{}, secret.Invalid("versions", "name the versions to destroy")
-	}
 	return s.changeExisting(ctx, r, "secret.destroy", path, versions, func(t target, v []uint64) *fsmpb.Command {
 		return &fsmpb.Command{Op: &fsmpb.Command_DestroyVersions{DestroyVersions: &fsmpb.DestroyVersions{Token: t.token[:], ExpectedRevision: t.revision, Versions: v}}}
 	})
@@ -97,8 +94,14 @@ type target struct {
 const maxVersionsNamed = 1000
 
 func (s *Store) changeExisting(ctx context.Context, r Request, op, path string, versions []secret.Version, build func(target, []uint64) *fsmpb.Command) (Changed, error) {
-	if len(versions) > maxVersionsNamed {
-		return Changed{}, secret.Invalid("versions", "more than 1000 versions are named")
+	validate := func() error {
+		switch {
+		case len(versions) > maxVersionsNamed:
+			return secret.Invalid("versions", "more than 1000 versions are named")
+		case len(versions) == 0 && op == "secret.destroy":
+			return secret.Invalid("versions", "name the versions to destroy")
+		}
+		return nil
 	}
 	numbers := make([]uint64, len(versions))
 	var fingerprint []byte
@@ -106,7 +109,7 @@ func (s *Store) changeExisting(ctx context.Context, r Request, op, path string, 
 		numbers[i] = uint64(v)
 		fingerprint = binary.BigEndian.AppendUint64(fingerprint, uint64(v))
 	}
-	return s.changeSecret(ctx, r, op, path, [][]byte{fingerprint}, nil, func(t target) (*fsmpb.Command, error) {
+	return s.changeSecret(ctx, r, op, path, [][]byte{fingerprint}, validate, func(t target) (*fsmpb.Command, error) {
 		if t.revision == 0 {
 			return nil, errNoSecret()
 		}
