@@ -46,17 +46,18 @@ func (o operator) Initialise(ctx context.Context, shares, threshold int) error {
 }
 
 func (o operator) RecoveryShares(ctx context.Context) ([]store.RecoveryShare, error) {
-	if !o.n.machine.View().Settings().WireRecovery {
-		return nil, secret.Errorf(secret.CodeDenied, "this cluster does not give out plaintext recovery shares")
-	}
 	st, err := ledger{o.n}.State(ctx)
 	if err != nil {
 		return nil, logError(err)
 	}
-	shares, err := o.n.seal.Recovery(st)
-	if errors.Is(err, seal.ErrNotInitialised) {
-		return nil, &secret.Error{Code: secret.CodeUnavailable, Message: "the cluster was never initialised; it has no shares to give", Cause: err}
+	if st.Committed == nil {
+		return nil, secret.Errorf(secret.CodeUnavailable, "the cluster was never initialised; it has no shares to give")
 	}
+	// Looked at after the read index: a setting that was just changed holds.
+	if !o.n.machine.View().Settings().WireRecovery {
+		return nil, secret.Errorf(secret.CodeDenied, "this cluster does not give out plaintext recovery shares")
+	}
+	shares, err := o.n.seal.Recovery(st)
 	if err != nil {
 		return nil, keyError(err)
 	}
