@@ -15,7 +15,7 @@ import (
 const (
 	cipherVersion   = 1
 	nonceBytes      = 12
-	maxPlaintext    = 65536
+	maxPlaintext    = store.MaxCipherBytes
 	cipherOverhead  = 8 + 16 + 16 // key id, process id, tag
 	maxCiphertext   = maxPlaintext + cipherOverhead
 	streamMediaType = "application/octet-stream"
@@ -77,6 +77,9 @@ func (s *Server) decryptJSON() http.HandlerFunc {
 			nonce = nil // the door refuses it, after asking whether the caller may
 		}
 		plain, err := s.cfg.Store.DecryptWire(ctx, r, nonce, q.Ciphertext)
+		if plain == nil {
+			plain = []byte{} // "", not null
+		}
 		return wireDecrypted{Plaintext: plain}, err
 	})
 }

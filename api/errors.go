@@ -48,10 +48,15 @@ func lookup(err error) (*secret.Error, outcome) {
 func (s *Server) sendFailure(w http.ResponseWriter, requestID string, err error) {
 	e, o := lookup(err)
 	s.logInternal(requestID, e)
-	if o.native == http.StatusServiceUnavailable || o.native == http.StatusTooManyRequests {
+	retryAfter(w, o.native)
+	send(w, o.native, client.Failure{Code: e.Code, Message: e.Error(), Reason: e.Reason, Current: e.Current, Request: requestID})
+}
+
+// retryAfter tells clients when to ask again; elections take about a second.
+func retryAfter(w http.ResponseWriter, status int) {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "1")
 	}
-	send(w, o.native, client.Failure{Code: e.Code, Message: e.Error(), Reason: e.Reason, Current: e.Current, Request: requestID})
 }
 
 func (s *Server) logInternal(requestID string, e *secret.Error) {

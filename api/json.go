@@ -6,7 +6,10 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spike-ha/spike-ha/secret"
 )
@@ -40,11 +43,11 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 }
 
 // decode reads one JSON object into v. Duplicate keys (also such that differ
-// only in case, as encoding/json would take them), nesting deeper than maxDepth
-// and anything after the object are refused; unknown fields only when strict.
-// Its errors never repeat what was sent.
+// only in case, as encoding/json would take them), nesting deeper than maxDepth,
+// text that decoding would change and anything after the object are refused;
+// unknown fields only when strict. Its errors never repeat what was sent.
 func decode(body []byte, v any, strict bool) error {
-	if err := scan(body); err != nil {
+	if err := scan(body, strict); err != nil {
 		return err
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
@@ -60,13 +63,72 @@ func decode(body []byte, v any, strict bool) error {
 	return nil
 }
 
-// scan checks the structure of the tokens.
-func scan(body []byte) error {
+// fold maps names that encoding/json takes for the same field to one: those
+// that Unicode's simple folding makes equal, "ſ" and "s" among them.
+func fold(name string) string {
+	return strings.Map(func(r rune) rune {
+		for {
+			next := unicode.SimpleFold(r)
+			if next <= r {
+				return next
+			}
+			r = next
+		}
+	}, name)
+}
+
+// callersOwn is the one field whose keys are the caller's, not ours.
+var callersOwn = fold("values")
+
+// loneSurrogate finds a \u escape of half a character, which encoding/json would
+// replace without a word: a secret must come back as it was sent.
+func loneSurrogate(body []byte) bool {
+	unit := func(at int) (uint16, bool) {
+		if at+6 > len(body) || body[at] != '\\' || body[at+1] != 'u' {
+			return 0, false
+		}
+		n, err := strconv.ParseUint(string(body[at+2:at+6]), 16, 16)
+		return uint16(n), err == nil
+	}
+	for i := bytes.IndexByte(body, '\\'); i < len(body) && i >= 0; {
+		first, ok := unit(i)
+		switch {
+		case ok && first&0xfc00 == 0xd800:
+			if second, ok := unit(i + 6); !ok || second&0xfc00 != 0xdc00 {
+				return true
+			}
+			i += 12
+		case ok && first&0xfc00 == 0xdc00:
+			return true
+		default:
+			i += 2
+		}
+		if i >= len(body) {
+			break
+		}
+		next := bytes.IndexByte(body[i:], '\\')
+		if next < 0 {
+			break
+		}
+		i += next
+	}
+	return false
+}
+
+// scan checks the structure of the tokens. Names are compared without regard to
+// case where fields of ours are matched so: in the top object, and when strict
+// (no unknown fields) everywhere but in the caller's own map.
+func scan(body []byte, strict bool) error {
+	if !utf8.Valid(body) || loneSurrogate(body) {
+		return secret.Invalid("request body", "it is not valid UTF-8")
+	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.UseNumber()
 	type level struct {
 		keys  map[string]bool // nil in arrays
+		fold  bool
 		isKey bool
+		last  string // key, folded
 	}
 	var stack []level
 	for {
@@ -82,16 +144,14 @@ func scan(body []byte) error {
 		}
 		if n := len(stack); n > 0 && stack[n-1].isKey {
 			if key, ok := token.(string); ok {
-				folded := strings.ToLower(key)
-				// In the top object names are matched without regard to case; below
-				// it they are the caller's own and keep theirs.
-				if n > 1 {
-					folded = key
+				stack[n-1].last = fold(key)
+				if stack[n-1].fold {
+					key = stack[n-1].last
 				}
-				if stack[n-1].keys[folded] {
+				if stack[n-1].keys[key] {
 					return secret.Invalid("request body", "it has a key twice")
 				}
-				stack[n-1].keys[folded] = true
+				stack[n-1].keys[key] = true
 				stack[n-1].isKey = false
 				continue
 			}
@@ -102,7 +162,9 @@ func scan(body []byte) error {
 				return secret.Invalid("request body", "it is nested too deeply")
 			}
 			if token == json.Delim('{') {
-				stack = append(stack, level{keys: map[string]bool{}, isKey: true})
+				n := len(stack)
+				folded := n == 0 || strict && !(n == 1 && stack[0].last == callersOwn)
+				stack = append(stack, level{keys: map[string]bool{}, isKey: true, fold: folded})
 			} else {
 				stack = append(stack, level{})
 			}

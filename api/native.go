@@ -40,8 +40,8 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	})
 	routes[client.RoutePolicyPut] = post(s, func(ctx context.Context, r store.Request, q client.Policy) (client.ChangeAnswer, error) {
 		permissions, err := secret.ParsePermissions(q.Permissions)
-		if err != nil {
-			return client.ChangeAnswer{}, err
+		if err != nil { // told only to those who may write policies
+			return client.ChangeAnswer{}, st.RefusePolicy(ctx, r, q.Name, err)
 		}
 		return changed(st.PutPolicy(ctx, r, secret.Policy{Name: q.Name, SPIFFEID: q.SPIFFEID, Path: q.Path, Permissions: permissions}))
 	})
@@ -81,17 +81,29 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	})
 }
 
+// begin authenticates and checks the form of a native request. It answers itself
+// when it returns false.
+func (s *Server) begin(w http.ResponseWriter, r *http.Request, method string) (store.Request, bool) {
+	request, err := s.open(w, r)
+	switch {
+	case err != nil:
+		s.sendFailure(w, request.ID, err)
+	case r.Method != method:
+		w.Header().Set("Allow", method)
+		send(w, http.StatusMethodNotAllowed, client.Failure{Code: secret.CodeInvalid, Message: "this route takes " + method, Request: request.ID})
+	case r.URL.RawQuery != "":
+		s.sendFailure(w, request.ID, secret.Invalid("query", "native routes take none; write it into the body"))
+	default:
+		return request, true
+	}
+	return request, false
+}
+
 // post makes a handler of an operation: a strict JSON object in, JSON out.
 func post[Q, A any](s *Server, operation func(context.Context, store.Request, Q) (A, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		request, err := s.open(w, r)
-		if err != nil {
-			s.sendFailure(w, request.ID, err)
-			return
-		}
-		if r.Method != http.MethodPost {
-			w.Header().Set("Allow", http.MethodPost)
-			send(w, http.StatusMethodNotAllowed, client.Failure{Code: secret.CodeInvalid, Message: "this route takes POST", Request: request.ID})
+		request, ok := s.begin(w, r, http.MethodPost)
+		if !ok {
 			return
 		}
 		body, err := readBody(w, r, s.cfg.BodyLimit)
@@ -116,14 +128,8 @@ func post[Q, A any](s *Server, operation func(context.Context, store.Request, Q)
 
 func (s *Server) get(operation func(context.Context, store.Request) (int, any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		request, err := s.open(w, r)
-		if err != nil {
-			s.sendFailure(w, request.ID, err)
-			return
-		}
-		if r.Method != http.MethodGet {
-			w.Header().Set("Allow", http.MethodGet)
-			send(w, http.StatusMethodNotAllowed, client.Failure{Code: secret.CodeInvalid, Message: "this route takes GET", Request: request.ID})
+		request, ok := s.begin(w, r, http.MethodGet)
+		if !ok {
 			return
 		}
 		status, answer, err := operation(r.Context(), request)

@@ -47,6 +47,8 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg}
 	s.http = &http.Server{
 		Handler: s.Handler(),
+		// "OPTIONS *" comes to the handler as well, which asks who it is first.
+		DisableGeneralOptionsHandler: true,
 		// A client that sends or reads slowly holds a connection, not the server.
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,

@@ -263,6 +263,7 @@ func (s *Server) sendWire(w http.ResponseWriter, requestID string, answer interf
 	e, o := lookup(err)
 	s.logInternal(requestID, e)
 	answer.fail(o.word, e.Reason)
+	retryAfter(w, o.wire)
 	send(w, o.wire, answer)
 }
 
