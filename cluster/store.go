@@ -8,14 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -45,6 +49,9 @@ type checkedLog struct {
 
 func openLog(dir string, limit int64) (*checkedLog, error) {
 	path := filepath.Join(dir, logFile)
+	if err := walkPages(path); err != nil {
+		return nil, err
+	}
 	bolt, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
 		BoltOptions: &bbolt.Options{
@@ -58,6 +65,34 @@ func openLog(dir string, limit int64) (*checkedLog, error) {
 		return nil, fmt.Errorf("open the Raft log %s: %w", path, err)
 	}
 	return &checkedLog{bolt: bolt, path: path, limit: limit, grown: make(chan struct{}, 1)}, nil
+}
+
+// walkPages touches every page that holds data. Opening a damaged file for
+// writing, bbolt panics on a goroutine of its own, where nobody can turn that
+// into words; opened for reading it looks at nothing until it is asked.
+func walkPages(path string) (err error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a wild page number faults in the map
+	defer func() {
+		if p := recover(); p != nil {
+			err = &ErrCorruptLog{File: path, Detail: "its pages do not hang together"}
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: 5 * time.Second})
+	switch {
+	case errors.Is(err, bbolterrors.ErrInvalid), errors.Is(err, bbolterrors.ErrChecksum), errors.Is(err, bbolterrors.ErrVersionMismatch):
+		return &ErrCorruptLog{File: path, Detail: err.Error()}
+	case err != nil:
+		return fmt.Errorf("open the Raft log %s: %w", path, err)
+	}
+	defer func() { _ = db.Close() }()
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+			return b.ForEach(func(_, _ []byte) error { return nil })
+		})
+	})
 }
 
 func entrySum(h hash.Hash, l *raft.Log) []byte {
