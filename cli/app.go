@@ -39,8 +39,11 @@ const (
 // exit status. It uses nothing of the process but what it is given and the
 // environment.
 func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	if len(args) == 1 && args[0] == "--version" {
+	switch {
+	case len(args) == 1 && args[0] == "--version":
 		args = []string{"version"}
+	case len(args) > 1 && args[0] == "help": // the library's own forgets the subcommands
+		args = append(args[1:len(args):len(args)], "--help")
 	}
 	app := newApp(in, out, errOut)
 	err := app.RunContext(ctx, append([]string{"spikectl"}, arrange(app, args)...))

@@ -43,13 +43,13 @@ type Process struct {
 
 // child is one process of the cluster, over all its starts.
 type child struct {
-	name, address  string
-	binary         string
-	args           []string
-	logFile        string
-	spawn          *spawner
-	changed        func()                  // after each start and end; called without the lock
-	died           func(c *child, how string) // when it ended and nobody had asked
+	name, address string
+	binary        string
+	args          []string
+	logFile       string
+	spawn         *spawner
+	changed       func()                     // after each start and end; called without the lock
+	died          func(c *child, how string) // when it ended and nobody had asked
 
 	mu     sync.Mutex // guards what follows
 	cmd    *exec.Cmd  // nil while it does not run

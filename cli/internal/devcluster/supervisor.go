@@ -301,7 +301,11 @@ func (s *Supervisor) mourn(c *child, how string) {
 		}
 		return
 	}
-	s.options.Say("%s\n  start it again: spikectl dev start %s", what, c.name)
+	where := ""
+	if s.options.Dir != DefaultDir {
+		where = " --dir " + s.options.Dir
+	}
+	s.options.Say("%s\n  start it again: spikectl dev start %s%s", what, c.name, where)
 }
 
 // Down is closed when somebody asked through the control socket to stop all.
