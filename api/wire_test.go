@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"regexp"
@@ -23,8 +24,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the transcripts in testdata; read the difference before committing it")
 
-// The transcripts in testdata are the SPIKE protocol as we serve it, request by
-// request (their format is described in testdata/README.md). They are played
+// The transcripts in testdata are the SPIKE protocol and the native API as we
+// serve them, request by request (their format is described in
+// testdata/README.md). They are played
 // with a bare HTTP client, so that nothing of ours can make up for a mistake.
 func TestWire(t *testing.T) {
 	t.Parallel()
@@ -46,6 +48,8 @@ func TestWire(t *testing.T) {
 			empty(t, c)
 			p := newPlayer(t, c, run.peers, run.http2)
 			p.play("testdata/wire.txt", *update && run.update)
+			empty(t, c)
+			p.play("testdata/native.txt", *update && run.update)
 		})
 	}
 }
@@ -131,7 +135,12 @@ type player struct {
 }
 
 func newPlayer(t *testing.T, c *nodetest.Cluster, peers []int, http2 bool) *player {
-	return &player{t: t, c: c, peers: peers, http2: http2, clients: map[string]*http.Client{}, kept: map[string]string{}}
+	p := &player{t: t, c: c, peers: peers, http2: http2, clients: map[string]*http.Client{}, kept: map[string]string{}}
+	for i := range 6 { // write ids: ${id1}, and in capitals ${ID1}
+		id := fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64())
+		p.kept[fmt.Sprint("id", i+1)], p.kept[fmt.Sprint("ID", i+1)] = id, strings.ToUpper(id)
+	}
+	return p
 }
 
 // httpClient makes a client that does nothing but mTLS.
@@ -207,9 +216,17 @@ func (p *player) send(line string) (answer string, raw []byte) {
 	if len(words) == 4 {
 		body = words[3]
 	}
-	if rest, ok := strings.CutPrefix(body, "ct="); ok {
-		contentType, body, _ = strings.Cut(rest, " ")
-		contentType = strings.ReplaceAll(contentType, "+", " ")
+	header := http.Header{}
+	for strings.HasPrefix(body, "ct=") || strings.HasPrefix(body, "h:") {
+		var word string
+		word, body, _ = strings.Cut(body, " ")
+		name, value, _ := strings.Cut(strings.TrimPrefix(word, "h:"), "=")
+		value = p.expand(strings.ReplaceAll(value, "+", " "))
+		if name == "ct" {
+			contentType = value
+			continue
+		}
+		header.Add(name, value)
 	}
 	var sent io.Reader = strings.NewReader(p.expand(body))
 	if rest, ok := strings.CutPrefix(body, "chunked "); ok { // without Content-Length
@@ -221,6 +238,7 @@ func (p *player) send(line string) (answer string, raw []byte) {
 	if err != nil {
 		p.t.Fatalf("%s: %v", line, err)
 	}
+	request.Header = header
 	request.Header.Set("Content-Type", contentType)
 	response, err := p.client(words[0]).Do(request)
 	if err != nil {
@@ -233,7 +251,7 @@ func (p *player) send(line string) (answer string, raw []byte) {
 	if want := map[bool]int{true: 2, false: 1}[p.http2]; response.ProtoMajor != want {
 		p.t.Fatalf("%s: answered in HTTP/%d", line, response.ProtoMajor)
 	}
-	p.headers(line, response)
+	p.headers(words[1]+" "+words[2]+" "+body, response)
 	answer = strconv.Itoa(response.StatusCode)
 	if ct := response.Header.Get("Content-Type"); ct != "application/json" {
 		answer += " " + ct
@@ -248,7 +266,7 @@ func (p *player) headers(line string, r *http.Response) {
 	if r.Header.Get("Content-Type") == "application/json" {
 		want = map[string]string{"Cache-Control": "no-store, no-cache, must-revalidate, private", "Pragma": "no-cache", "Expires": "0"}
 	}
-	if r.StatusCode == http.StatusServiceUnavailable {
+	if r.StatusCode == http.StatusServiceUnavailable && !strings.HasPrefix(line, "GET ") {
 		want["Retry-After"] = "1"
 	}
 	for name, value := range want {
@@ -264,6 +282,8 @@ func (p *player) headers(line string, r *http.Response) {
 var (
 	placeholder = regexp.MustCompile(`\$\{([^}]*)\}`)
 	timestamp   = regexp.MustCompile(`"(20\d\d-[^"]*Z)"`)
+	index       = regexp.MustCompile(`"index":[0-9]+`)
+	requestID   = regexp.MustCompile(`"requestId":"[0-9a-f]{24}"`)
 )
 
 // expand replaces ${name} by what was kept, ${x*100} by 100 times x and
@@ -348,7 +368,8 @@ func (p *player) show(raw []byte) string {
 	if !utf8.Valid(raw) || bytes.IndexByte(raw, 0) >= 0 {
 		return fmt.Sprintf("(%d bytes)", len(raw))
 	}
-	s := runs(timestamp.ReplaceAllString(string(raw), `"TIME"`))
+	s := timestamp.ReplaceAllString(string(raw), `"TIME"`)
+	s = runs(requestID.ReplaceAllString(index.ReplaceAllString(s, `"index":N`), `"requestId":"ID"`))
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(raw, &fields) == nil {
 		names := make([]string, 0, len(fields))
