@@ -278,12 +278,6 @@ func (c *cluster) load(cl *client.Client) (stop func() *acked) {
 	}
 }
 
-func (a *acked) count() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.values)
-}
-
 // more waits for n further acknowledgements.
 func (c *cluster) more(a func() int, n int) {
 	c.t.Helper()
