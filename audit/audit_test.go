@@ -185,6 +185,40 @@ func TestTornLastLineIsCutOff(t *testing.T) {
 	}
 }
 
+// A crash, or a full disk, in the midst of a rotation leaves a file without a
+// whole record. It must not keep the peer from starting.
+func TestRotationCutShort(t *testing.T) {
+	t.Parallel()
+	for name, content := range map[string]string{"empty": "", "half a record": `{"seq":7,"ti`, "zeros": "\x00\x00\x00\x00"} {
+		for _, before := range []int{0, 5} {
+			t.Run(fmt.Sprintf("%s after %d", name, before), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				next := 1
+				if before > 0 {
+					log := open(t, dir, 0)
+					fill(t, log, before)
+					next = int(log.Count()) + 1
+					log.Close()
+				}
+				cut := filepath.Join(dir, fmt.Sprintf("audit-%020d.jsonl", next))
+				if err := os.WriteFile(cut, []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				log := open(t, dir, 400)
+				fill(t, log, 5)
+				anchor, err := log.Anchor()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if report := verify(t, dir, &anchor); len(report.Findings) != 0 || !report.Anchored {
+					t.Fatalf("%+v", report)
+				}
+			})
+		}
+	}
+}
+
 func TestOpenRefusesADamagedChain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -258,11 +292,17 @@ func TestWriteFailure(t *testing.T) {
 	if failed == 0 {
 		t.Fatal("no append failed although no file could be created")
 	}
+	if log.Err() == nil {
+		t.Fatal("the log does not say that it cannot be written")
+	}
 	for _, name := range taken {
 		os.Remove(name)
 	}
 	if err := log.Append(audit.Record{Op: "x"}, true); err != nil {
 		t.Fatal("the log did not heal:", err)
+	}
+	if err := log.Err(); err != nil {
+		t.Fatal("healed, the log still says:", err)
 	}
 	anchor, err := log.Anchor()
 	if err != nil {

@@ -40,7 +40,8 @@ type Log struct {
 	pending  int        // bytes in chunks
 	size     int64      // of the current file once chunks are written
 	anchored uint64     // count at the last anchor
-	failed   error      // an fsync failed, or the log is closed
+	failed   error      // an fsync failed, or the log is closed: for good
+	stalled  error      // the last write failed; nil again once one succeeds
 
 	writing, syncing coalescer
 	file             *os.File // owned by the running write; under writing's run lock
@@ -57,7 +58,8 @@ type chunk struct {
 var ErrDamaged = errors.New("the audit log is damaged: run 'spikectl audit verify', then move the directory away to begin a new chain")
 
 // Open continues the log in cfg.Dir, or begins one. A last line that a crash
-// left unfinished is cut off: it was never acknowledged.
+// left unfinished is cut off, and a last file without a whole line is removed:
+// they were never acknowledged.
 func Open(cfg Config) (*Log, error) {
 	if cfg.FileBytes <= 0 {
 		cfg.FileBytes = DefaultFileBytes
@@ -69,13 +71,7 @@ func Open(cfg Config) (*Log, error) {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
 	l := &Log{cfg: cfg, due: make(chan struct{}, 1)}
-	files, err := list(cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	if len(files) == 0 {
-		l.rotate("")
-	} else if err := l.resume(files[len(files)-1]); err != nil {
+	if err := l.resume(); err != nil {
 		return nil, err
 	}
 	if err := l.flush(true); err != nil {
@@ -84,13 +80,33 @@ func Open(cfg Config) (*Log, error) {
 	return l, nil
 }
 
-// resume opens the newest file for appending, after checking its chain.
-func (l *Log) resume(path string) error {
-	scan, err := scanFile(path)
+// resume goes on where the newest file with a record ends. A crash or a full
+// disk in the midst of a rotation leaves a file without one.
+func (l *Log) resume() error {
+	files, err := list(l.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	if len(scan.findings) > 0 || scan.records == 0 {
+	for ; len(files) > 0; files = files[:len(files)-1] {
+		path := files[len(files)-1]
+		scan, err := scanFile(path)
+		if err != nil {
+			return err
+		}
+		if scan.records > 0 || len(scan.findings) > 0 {
+			return l.reopen(path, scan)
+		}
+		if err := errors.Join(os.Remove(path), syncDir(l.cfg.Dir)); err != nil {
+			return err
+		}
+	}
+	l.rotate("")
+	return nil
+}
+
+// reopen opens a file for appending if its chain can be continued.
+func (l *Log) reopen(path string, scan *scan) error {
+	if len(scan.findings) > 0 {
 		return fmt.Errorf("%s: %w", path, ErrDamaged)
 	}
 	if scan.peer != l.cfg.Peer {
@@ -187,10 +203,15 @@ func (l *Log) write() error {
 			for _, c := range chunks[i:] {
 				l.pending += len(c.bytes)
 			}
+			l.stalled = fmt.Errorf("the audit log cannot be written: %w", err)
+			err = l.stalled
 			l.mu.Unlock()
-			return fmt.Errorf("the audit log cannot be written: %w", err)
+			return err
 		}
 	}
+	l.mu.Lock()
+	l.stalled = nil
+	l.mu.Unlock()
 	return nil
 }
 
@@ -216,8 +237,12 @@ func (l *Log) writeChunk(c *chunk) error {
 		l.file, l.written, c.file = next, 0, ""
 	}
 	if _, err := l.file.Write(c.bytes); err != nil {
-		// A part may have been written: go back to the last whole record.
-		return errors.Join(err, l.file.Truncate(l.written), seekEnd(l.file))
+		// A part may have been written: go back to the last whole record. If that
+		// fails, what came next would be chained to half a line.
+		if undo := errors.Join(l.file.Truncate(l.written), seekEnd(l.file)); undo != nil {
+			return errors.Join(err, l.fail(undo))
+		}
+		return err
 	}
 	l.written += int64(len(c.bytes))
 	return nil
@@ -232,7 +257,11 @@ func (l *Log) sync() error {
 	if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) { // closed: rotated, and synced then
 		return l.fail(err)
 	}
-	return nil
+	// The kernel reports a lost page to one fsync only: if that was the one of a
+	// rotation, this one has proved nothing.
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed
 }
 
 func (l *Log) fail(err error) error {
@@ -268,11 +297,15 @@ func (l *Log) Count() uint64 {
 	return l.at.Count
 }
 
-// Err is the failure for which the log refuses records, or nil.
+// Err is why the log takes no records now, or nil: a failure for good, or one of
+// the last write, which is tried again with each record.
 func (l *Log) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failed
+	if l.failed != nil {
+		return l.failed
+	}
+	return l.stalled
 }
 
 // Reconcile compares the log with the anchor that the cluster holds for it.
