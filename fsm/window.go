@@ -42,16 +42,17 @@ func newWindow() window { return window{byID: map[[16]byte]*windowEntry{}} }
 
 func (w *window) frozen() []*windowEntry { return w.entries[:len(w.entries):len(w.entries)] }
 
-// Replay returns the result of a change that was applied under the write id and
-// is still in the window; nil when there is none, or the id was for another
-// request. It is what Apply would answer to a retry, for a writer that would not
-// propose at all because what its own change did stands in the way of another.
-// after is the index that the id carries: no result of it is older.
+// Replay returns what Apply would answer to a command with the write id because
+// of the window: the result of the change that was applied under it, or
+// WRITE_ID_REUSED when that was for another request; nil when it is not there.
+// It is for a writer that would not propose at all, because what its own change
+// did stands in the way of another. after is the index that the id carries: no
+// result of it is older.
 func (v *View) Replay(id [16]byte, request []byte, after uint64) *fsmpb.Result {
 	for i := len(v.window) - 1; i >= 0 && v.window[i].applied > after; i-- {
 		if e := v.window[i]; e.id == id {
 			if !bytes.Equal(e.requestBytes(), request) {
-				return nil
+				return &fsmpb.Result{Code: fsmpb.Code_WRITE_ID_REUSED, Index: v.index}
 			}
 			return e.result()
 		}

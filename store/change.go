@@ -98,7 +98,7 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 				return nil, err
 			}
 		default:
-			return nil, rejection(result)
+			return nil, w.rejection(result)
 		}
 	}
 }
@@ -243,9 +243,16 @@ func (w *writing) honest(err error) error {
 }
 
 // rejection turns a result that ends the change into an error.
-func rejection(result *fsmpb.Result) error {
+func (w *writing) rejection(result *fsmpb.Result) error {
 	switch result.Code {
 	case fsmpb.Code_NOT_FOUND:
+		// In the same words as when this peer had known it before proposing.
+		switch c := result.GetCurrent(); {
+		case w.c.on == secret.SystemPolicies && c.GetPolicyBodyRevision() == 0:
+			return errNoPolicy()
+		case w.c.on != secret.SystemPolicies && c.GetSecretRevision() == 0:
+			return errNoSecret()
+		}
 		return secret.Errorf(secret.CodeNotFound, "there is nothing that this could change")
 	case fsmpb.Code_SEALED:
 		return secret.Errorf(secret.CodeSealed, "the cluster is sealed by an operator")

@@ -41,22 +41,31 @@ type observer struct {
 // Open makes the store serve: the keys are there. It derives the first
 // publication from the present view and follows every later one; no delta is
 // lost between the two, because the machine gives view and subscription at once.
-func (s *Store) Open() {
+// While the keys are gone or an operator has sealed the cluster it stays shut,
+// with CodeSealed.
+func (s *Store) Open() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live != nil {
-		return
+		return nil
 	}
 	o := &observer{store: s, ready: make(chan struct{})}
 	view, stop := s.cfg.Machine.Observe(o)
 	o.stop = stop
+	defer close(o.ready)
 	o.reset(view)
+	// Asked after the records were read: whoever takes the keys away closes the
+	// store next, so either it finds this one open or it is noticed here.
+	if view.Seal().Sealed || s.cfg.Keys.Sealed() {
+		stop()
+		return errSealed()
+	}
 	s.live = o
 	s.public.Store(o.snapshot())
-	close(o.ready)
 	if o.next.damaged > 0 {
 		s.cfg.Logger.Error("some records could not be decrypted; they are not served", "records", o.next.damaged)
 	}
+	return nil
 }
 
 // Close makes the store sealed again. Operations that have a publication in
@@ -90,7 +99,13 @@ func (o *observer) Changed(d fsm.Delta) {
 	}
 	o.store.mu.Lock()
 	defer o.store.mu.Unlock()
-	if o.store.live == o {
+	switch {
+	case o.store.live != o:
+	case d.View.Seal().Sealed: // by an operator: nothing of this view or a later one is served
+		o.store.live = nil
+		o.store.public.Store(nil)
+		o.stop()
+	default:
 		o.store.public.Store(o.snapshot())
 	}
 }

@@ -150,7 +150,11 @@ func (s *Store) current() (*published, error) {
 	if p := s.public.Load(); p != nil {
 		return p, nil
 	}
-	return nil, secret.Errorf(secret.CodeSealed, "this peer is sealed: it has no keys yet")
+	return nil, errSealed()
+}
+
+func errSealed() error {
+	return secret.Errorf(secret.CodeSealed, "this peer is sealed: it has no keys yet")
 }
 
 // fresh is a publication at or after everything acknowledged before the call.
