@@ -127,9 +127,14 @@ func save(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 }
 
+// prompt keeps the race detector from waiting a second at the end of each
+// spikectl, in case another goroutine has a race to report.
+func prompt(env *testscript.Env) { env.Setenv("GORACE", "atexit_sleep_ms=10") }
+
 // use gives a script the addresses of a cluster and, as variables named like the
 // roles, the sockets of the identities.
 func use(env *testscript.Env, c *nodetest.Cluster) {
+	prompt(env)
 	env.Setenv("SPIKE_NEXUS_API_URLS", strings.Join(c.Addresses(), ","))
 	env.Setenv("SPIKE_TRUST_ROOT", nodetest.Domain)
 	env.Setenv("SPIFFE_ENDPOINT_SOCKET", c.Socket(nodetest.Role("superuser")))
@@ -165,7 +170,7 @@ func TestLocal(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{Dir: "testdata/local", Cmds: commands, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("PROGRAMS", programs)
+			prompt(env)
 			return nil
 		}})
 }

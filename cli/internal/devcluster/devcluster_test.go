@@ -65,7 +65,12 @@ func bounded(t *testing.T) context.Context {
 }
 
 func options(t *testing.T, w *words) Options {
-	return Options{Dir: filepath.Join(t.TempDir(), "c"), BasePort: FreePorts, Binaries: programs, Say: w.say}
+	dir, err := os.MkdirTemp("", "spike") // t.TempDir is too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return Options{Dir: filepath.Join(dir, "c"), BasePort: FreePorts, Binaries: programs, Say: w.say}
 }
 
 // fake makes programs that are shell scripts.
