@@ -10,6 +10,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/policy"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -32,33 +33,53 @@ type change struct {
 // outcome of an attempt is unknown. Elections take some hundred milliseconds.
 const retryPause = 25 * time.Millisecond
 
-// change carries c through: decide, audit, propose, decide again when what the
-// decision rested on has moved. One write id holds for all attempts, so that
-// the change is applied at most once whatever happened to each.
+// change carries c through: authorise, queue, decide, audit, propose, decide
+// again when what the decision rested on has moved. One write id holds for all
+// attempts, so that the change is applied at most once whatever happened to each.
 func (s *Store) change(ctx context.Context, r Request, c change) (*fsmpb.Result, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	unlock, err := s.queues.lock(ctx, c.object)
-	if err != nil {
-		return nil, s.refuse(r, c.op, c.object, secret.Errorf(secret.CodeOverloaded, "too many writers wait for this path"))
-	}
-	defer unlock()
-
-	p, err := s.current()
-	if err != nil {
-		return nil, s.refuse(r, c.op, c.object, err)
-	}
-	id, index := s.scoped(r, p.view.Index())
-	print, err := s.cfg.Keys.Fingerprint(append([][]byte{[]byte(c.op), []byte(c.object)}, c.fingerprint...)...)
-	if err != nil {
-		return nil, s.refuse(r, c.op, c.object, err)
-	}
-	w := &writing{store: s, r: r, c: c, p: p, id: &fsmpb.WriteID{Id: id[:], Index: index, Request: print}}
-	result, err := w.run(ctx)
+	w := &writing{store: s, r: r, c: c}
+	result, err := w.begin(ctx)
 	if err != nil {
 		return nil, w.fail(err)
 	}
 	return result, nil
+}
+
+// begin waits for the turn and runs. Who may not write does not get into the
+// queue, where he would hold up those who may.
+func (w *writing) begin(ctx context.Context) (*fsmpb.Result, error) {
+	s := w.store
+	var err error
+	if w.p, err = s.current(); err != nil {
+		return nil, err
+	}
+	if _, err := w.authorise(ctx); err != nil {
+		return nil, err
+	}
+	unlock, err := s.queues.lock(ctx, w.c.object)
+	if err != nil {
+		return nil, secret.Errorf(secret.CodeOverloaded, "too many writers wait for this path")
+	}
+	defer unlock()
+	// From here on the caller's leaving stops nothing: the record is to say what
+	// became of the change, not that nobody waited for it.
+	deadline, _ := ctx.Deadline()
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	defer cancel()
+
+	if w.p, err = s.current(); err != nil { // newer than before the wait
+		return nil, err
+	}
+	w.fresh = false
+	id, index := s.scoped(w.r, w.p.view.Index())
+	print, err := s.cfg.Keys.Fingerprint(append([][]byte{[]byte(w.c.op), []byte(w.c.object)}, w.c.fingerprint...)...)
+	if err != nil {
+		return nil, err
+	}
+	w.id = &fsmpb.WriteID{Id: id[:], Index: index, Request: print}
+	return w.run(ctx)
 }
 
 // writing is one run of a change.
@@ -70,6 +91,7 @@ type writing struct {
 	p        *published
 	fresh    bool           // p came from a read-index round
 	now      *fsmpb.Current // newer than p: from a rejection
+	by       string         // what allowed it, at the last decision
 	intended bool           // the intent is on record
 	unknown  bool           // an attempt may have taken effect
 }
@@ -78,10 +100,15 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 	for {
 		command, err := w.decide(ctx)
 		result := w.earlier(err)
-		if err != nil && result == nil {
+		switch {
+		case result != nil:
+			w.unknown = true // it is made, whatever becomes of this request
+			if err := w.intend(); err != nil {
+				return nil, err
+			}
+		case err != nil:
 			return nil, err
-		}
-		if result == nil {
+		default:
 			if result, err = w.propose(ctx, command); err != nil {
 				return nil, err
 			}
@@ -108,16 +135,11 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 	s := w.store
 	for {
-		d := w.p.policies.Decide(w.r.Caller, w.c.want, w.c.on)
-		if !d.Allowed {
-			if !w.fresh {
-				if err := w.refresh(ctx); err != nil {
-					return nil, err
-				}
-				continue
-			}
-			return nil, errDenied
+		d, err := w.authorise(ctx)
+		if err != nil {
+			return nil, err
 		}
+		w.by = d.By
 		if w.c.validate != nil {
 			if err := w.c.validate(); err != nil {
 				return nil, err
@@ -134,12 +156,8 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !w.intended {
-			if err := s.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseIntent, Path: w.c.object,
-				Decision: audit.Allow, By: d.By, Index: w.p.view.Index()}, true); err != nil {
-				return nil, err
-			}
-			w.intended = true
+		if err := w.intend(); err != nil {
+			return nil, err
 		}
 		epoch, err := s.cfg.Keys.DataEpoch()
 		if err != nil {
@@ -152,6 +170,33 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 			SealGeneration: proto.Uint64(w.p.view.Seal().Generation), DataEpoch: epoch}
 		return command, nil
 	}
+}
+
+// authorise says by what the caller may do this. A denial rests on a fresh view.
+func (w *writing) authorise(ctx context.Context) (policy.Decision, error) {
+	for {
+		d := w.p.policies.Decide(w.r.Caller, w.c.want, w.c.on)
+		switch {
+		case d.Allowed:
+			return d, nil
+		case w.fresh:
+			return d, errDenied
+		}
+		if err := w.refresh(ctx); err != nil {
+			return d, err
+		}
+	}
+}
+
+// intend puts the intent on record, once.
+func (w *writing) intend() error {
+	if w.intended {
+		return nil
+	}
+	err := w.store.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseIntent, Path: w.c.object,
+		Decision: audit.Allow, By: w.by, Index: w.p.view.Index()}, true)
+	w.intended = err == nil
+	return err
 }
 
 // earlier finds the result of an attempt that an earlier request made under the
@@ -236,10 +281,14 @@ func (w *writing) honest(err error) error {
 	switch secret.CodeOf(err) {
 	case secret.CodeUnavailable, secret.CodeOverloaded, secret.CodeUnknown:
 		if w.unknown {
-			return &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
+			return unknownOutcome(err)
 		}
 	}
 	return err
+}
+
+func unknownOutcome(cause error) error {
+	return &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: cause}
 }
 
 // rejection turns a result that ends the change into an error.

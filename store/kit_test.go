@@ -29,19 +29,35 @@ type world struct {
 	log     *fakeLog
 	keys    *fakeKeys
 	audit   *fakeAudit
+	shares  []store.RecoveryShare // what the operator door gives out
+}
+
+// operator always succeeds.
+type operator struct{ w *world }
+
+func (operator) Initialise(context.Context, int, int) error { return nil }
+
+func (o operator) RecoveryShares(context.Context) ([]store.RecoveryShare, error) {
+	return o.w.shares, nil
+}
+
+func (operator) Restore(context.Context, store.RecoveryShare) (store.RestoreProgress, error) {
+	return store.RestoreProgress{}, nil
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, machine: fsm.New(fsm.Options{}), keys: &fakeKeys{}, audit: &fakeAudit{}}
 	w.log = &fakeLog{machine: w.machine}
-	w.Store = store.New(store.Config{Machine: w.machine, Log: w.log, Keys: w.keys, Recorder: w.audit, Logger: slog.New(slog.DiscardHandler), Timeout: 10 * time.Second})
+	w.Store = store.New(store.Config{Machine: w.machine, Log: w.log, Keys: w.keys, Recorder: w.audit, Operator: operator{w}, Logger: slog.New(slog.DiscardHandler), Timeout: 10 * time.Second})
 	w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_Found{Found: &fsmpb.Found{ClusterId: make16(1), Incarnation: 1}}})
 	w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_BeginShareSet{BeginShareSet: &fsmpb.BeginShareSet{Set: &fsmpb.ShareSet{
 		Id: make16(2), Shares: 1, Threshold: 1, Fingerprints: [][]byte{make([]byte, 32)}, Keepers: []string{"keeper-1"}}}}})
 	w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_CommitShareSet{CommitShareSet: &fsmpb.CommitShareSet{Id: make16(2), Keyring: []byte("keyring"),
 		Epochs: []*fsmpb.Epoch{{Purpose: "data", Id: []byte("epoch-1")}}}}})
-	w.Open()
+	if err := w.Open(); err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 
@@ -50,7 +66,9 @@ func make16(b byte) []byte { return bytes.Repeat([]byte{b}, 16) }
 // other is a second door to the same state: another peer.
 func (w *world) other() *store.Store {
 	s := store.New(store.Config{Machine: w.machine, Log: &fakeLog{machine: w.machine, shared: w.log}, Keys: w.keys, Recorder: w.audit, Logger: slog.New(slog.DiscardHandler)})
-	s.Open()
+	if err := s.Open(); err != nil {
+		w.t.Error(err)
+	}
 	return s
 }
 
@@ -64,6 +82,7 @@ type fakeLog struct {
 	before func(*fsmpb.Command)         // called once, before the next proposal is applied
 	fail   func() (apply bool, _ error) // called for each proposal: what becomes of it
 	reads  int
+	onRead func() // called in each read-index round
 	noRead error
 }
 
@@ -103,6 +122,9 @@ func (l *fakeLog) apply(command []byte) ([]byte, error) {
 }
 
 func (l *fakeLog) WaitRead(context.Context) (uint64, error) {
+	if l.onRead != nil {
+		l.onRead()
+	}
 	l.reads++
 	return l.machine.View().Index(), l.noRead
 }

@@ -61,7 +61,11 @@ func (s *Store) Recover(ctx context.Context, r Request) (shares []RecoveryShare,
 		shares, err = s.cfg.Operator.RecoveryShares(ctx)
 		return err
 	}, secret.RoleRecover)
-	return shares, err
+	if err != nil { // also when they are there, but not on record
+		clear(shares)
+		return nil, err
+	}
+	return shares, nil
 }
 
 // Restore takes one recovery share.
@@ -128,6 +132,9 @@ func (s *Store) operate(ctx context.Context, r Request, op string, act func() er
 		outcome.Decision, outcome.Result = audit.Refuse, string(secret.CodeOf(err))
 	}
 	if auditErr := s.record(r, outcome, true); auditErr != nil {
+		if err == nil { // done: nothing may say that it is not
+			return unknownOutcome(auditErr)
+		}
 		return auditErr
 	}
 	return err

@@ -1,11 +1,13 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
@@ -273,12 +275,126 @@ func TestSealed(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
+	wantCode(t, w.Open(), secret.CodeSealed) // without keys it would serve an empty index for ever
 	w.keys.mu.Lock()
 	w.keys.sealed = false
 	w.keys.mu.Unlock()
-	w.Open()
+	if err := w.Open(); err != nil {
+		t.Fatal(err)
+	}
 	if w.read("a/b") != `{"v":"x"}` {
 		t.Fatal("the state is not served after unsealing again")
+	}
+}
+
+// Invariant 7: a cluster that an operator sealed is not served from the entry on
+// that says so, whoever still has keys or finds some meanwhile.
+func TestSealedByAnOperator(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.PutSecret(ctx, su, "a/b", values("x"), nil)
+	seal := func(sealed bool) {
+		w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{Sealed: sealed, ExpectedGeneration: w.machine.View().Seal().Generation}}})
+	}
+	seal(true)
+	for range 2 {
+		_, err := w.GetSecret(ctx, su, "a/b", 0)
+		wantCode(t, err, secret.CodeSealed)
+		if !w.Sealed() {
+			t.Fatal("the store says that it serves")
+		}
+		wantCode(t, w.Open(), secret.CodeSealed)
+	}
+	seal(false)
+	if err := w.Open(); err != nil || w.read("a/b") != `{"v":"x"}` {
+		t.Fatal("not served after the seal was lifted:", err)
+	}
+}
+
+// Who may not write must not hold up those who may: he never gets in the queue.
+func TestStrangersDoNotQueue(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	inside, release := make(chan struct{}), make(chan struct{})
+	w.log.onRead = func() { close(inside); <-release }
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := w.PutSecret(ctx, web, "a/b", values("x"), nil); secret.CodeOf(err) != secret.CodeDenied {
+			t.Error(err)
+		}
+	})
+	<-inside
+	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, err := w.PutSecret(short, su, "a/b", values("x"), nil); err != nil {
+		t.Error("an authorised writer waited for one who is not:", err)
+	}
+	close(release)
+	wg.Wait()
+}
+
+// Invariant 8: who leaves in the midst of his change cannot leave its outcome out
+// of the record.
+func TestOutcomeIsOnRecordWhenTheCallerLeaves(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	leaving, leave := context.WithCancel(ctx)
+	first := true
+	w.log.fail = func() (bool, error) {
+		if first {
+			first = false
+			leave()
+			return true, secret.Errorf(secret.CodeUnknown, "connection lost")
+		}
+		return false, nil
+	}
+	n := w.audit.len()
+	if changed, err := w.PutSecret(leaving, su, "a/b", values("x"), nil); err != nil || changed.Version != 1 {
+		t.Error(changed, err)
+	}
+	if got, want := w.audit.since(n), []string{"secret.put intent allow", "secret.put outcome allow ok"}; !slices.Equal(got, want) {
+		t.Fatalf("%q", got)
+	}
+}
+
+// A retry that is answered from what its first attempt did is on record like any
+// other change.
+func TestAnsweredRetryIsOnRecord(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	zero := secret.Version(0)
+	r := su
+	r.Write = store.WriteID{ID: [16]byte{1}, Index: w.Index()}
+	first, err := w.PutSecret(ctx, r, "a/b", values("x"), &zero)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := w.audit.len()
+	if again, err := w.PutSecret(ctx, r, "a/b", values("x"), &zero); err != nil || again.Index != first.Index {
+		t.Fatal(again, err)
+	}
+	if got, want := w.audit.since(n), []string{"secret.put intent allow", "secret.put outcome allow ok"}; !slices.Equal(got, want) {
+		t.Fatalf("%q", got)
+	}
+}
+
+// An operator's change that was made but cannot be recorded is not called
+// undone, and shares that are not on record are not given out.
+func TestOperationsWithoutAnOutcomeOnRecord(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.shares = []store.RecoveryShare{{Index: 1, Bytes: [32]byte{1}}}
+	w.audit.fail = func(r audit.Record) error {
+		if r.Phase == audit.PhaseOutcome {
+			return disk
+		}
+		return nil
+	}
+	wantCode(t, w.Initialise(ctx, su, 3, 2), secret.CodeUnknown)
+	shares, err := w.Recover(ctx, store.Request{Caller: secret.Caller{ID: "spiffe://example.org/r", Role: secret.RoleRecover}})
+	wantCode(t, err, secret.CodeUnknown)
+	if len(shares) != 0 || w.shares[0].Bytes[0] != 0 {
+		t.Fatal("shares without a record were given out, or left in memory")
 	}
 }
 
