@@ -171,9 +171,9 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 		}
 		domains = append(domains, domain)
 	}
-	var addresses []string
-	for _, a := range c.StringSlice("address") {
-		addresses = append(addresses, strings.Split(a, ",")...)
+	addresses := listed(c.StringSlice("address"))
+	if len(addresses) == 0 { // the first variable is set, to nothing
+		addresses = listed([]string{os.Getenv("SPIKE_NEXUS_API_URL")})
 	}
 	if len(addresses) == 0 {
 		cancel()
@@ -202,6 +202,16 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 		return nil, nil, nil, local(err)
 	}
 	return cl, ctx, func() { cl.Close(); source.Close(); cancel() }, nil
+}
+
+// listed splits at commas and leaves out what is blank.
+func listed(given []string) (list []string) {
+	for _, item := range strings.Split(strings.Join(given, ","), ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			list = append(list, item)
+		}
+	}
+	return list
 }
 
 // checkSocket refuses a socket that is not there at once: identity.Open would
