@@ -22,13 +22,14 @@ func devDemo(c *cli.Context, o devcluster.Options) (err error) {
 		o.BasePort = devcluster.FreePorts // next to a cluster that runs already
 	}
 	if !c.IsSet("dir") {
-		scratch, err := os.MkdirTemp("", "spike-demo-")
+		var scratch string
+		scratch, err = os.MkdirTemp("", "spike-demo-")
 		if err != nil {
 			return err
 		}
 		o.Dir = filepath.Join(scratch, "spike")
 		defer func() {
-			if err == nil {
+			if err == nil || c.Context.Err() != nil { // what a failure left is for people to look at
 				os.RemoveAll(scratch)
 			}
 		}()

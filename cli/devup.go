@@ -30,7 +30,7 @@ func upFlags() []cli.Flag {
 		&cli.IntFlag{Name: "base-port", Value: devcluster.DefaultBasePort, Usage: "first `PORT`; nexus-I has its API at it + 10·(I-1), keeper-I the next, then the peer link and the metrics; 0 finds free ones"},
 		&cli.BoolFlag{Name: "detach", Usage: "return when the cluster serves, and leave it running"},
 		&cli.BoolFlag{Name: "demo", Usage: "a guided tour: kill the leader, kill every peer, and see it all come back"},
-		&cli.DurationFlag{Name: "wait", Value: 90 * time.Second, Usage: "how long the cluster may take until it serves"},
+		&cli.DurationFlag{Name: "wait", Value: 90 * time.Second, Usage: "`DURATION` that the cluster may take until it serves"},
 	}
 }
 

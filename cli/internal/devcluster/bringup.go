@@ -70,7 +70,14 @@ func (s *Supervisor) bringUp(ctx context.Context) (status client.Status, err err
 	switch {
 	case !all[0].Initialised && !some(all, func(h client.Health) bool { return h.Initialised }):
 		s.options.Say("giving it its root key, and the Keepers their shares …")
-		if err := s.initialise(ctx); err != nil {
+		// Not to be interrupted: a cluster that has its key and no recovery shares
+		// could not be opened again.
+		whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), keyPatience)
+		defer cancel()
+		if err := s.initialise(whole); err != nil {
+			return status, err
+		}
+		if err := s.keepShares(whole); err != nil {
 			return status, err
 		}
 	case !some(all, func(h client.Health) bool { return !h.Sealed }):
@@ -83,8 +90,14 @@ func (s *Supervisor) bringUp(ctx context.Context) (status client.Status, err err
 	if status, err = s.Serving(ctx, cl); err != nil {
 		return status, err
 	}
-	return status, s.keepShares(ctx)
+	if files, _ := s.shareFiles(); len(files) < status.Shares {
+		return status, s.keepShares(ctx) // lost, or cut short by a crash
+	}
+	return status, nil
 }
+
+// keyPatience bounds the making of the key and the export of its shares.
+const keyPatience = 30 * time.Second
 
 // Serving waits until all peers that run are unsealed, follow one leader and have the
 // Keepers' shares in place.
@@ -126,11 +139,8 @@ func (s *Supervisor) initialise(ctx context.Context) error {
 	return nil
 }
 
-// keepShares exports the recovery shares into the directory, unless they are there.
+// keepShares exports the recovery shares into the directory.
 func (s *Supervisor) keepShares(ctx context.Context) error {
-	if files, _ := s.shareFiles(); len(files) > 0 {
-		return nil
-	}
 	cl, done, err := s.Client(ctx, RolePath("recover"))
 	if err != nil {
 		return err
