@@ -1,0 +1,14 @@
+package api
+
+import "time"
+
+// For the tests, which are outside the package.
+var (
+	Decode       = decode
+	ParseWriteID = parseWriteID
+)
+
+// SetTimeouts replaces the server's patience, before Serve.
+func (s *Server) SetTimeouts(header, read, write, idle time.Duration) {
+	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.WriteTimeout, s.http.IdleTimeout = header, read, write, idle
+}
