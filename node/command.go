@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -44,6 +46,11 @@ func Run(ctx context.Context, cfg Config, stderr io.Writer) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
 		return fmt.Errorf("log level %q is not one of debug, info, warn, error", cfg.LogLevel)
+	}
+	if os.Getenv("GOGC") == "" {
+		// The state lives on the heap for as long as the process: collecting at half
+		// as much garbage saves a quarter of the memory and costs a few percent.
+		debug.SetGCPercent(50)
 	}
 	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
 	if err := seal.ProtectProcess(); err != nil {

@@ -352,7 +352,7 @@ func (c *cluster) runPeer(i int) string {
 	return said
 }
 
-func findFile(t *testing.T, dir, suffix string) string {
+func findFile(t testing.TB, dir, suffix string) string {
 	t.Helper()
 	found := ""
 	filepath.WalkDir(dir, func(name string, d os.DirEntry, err error) error {
@@ -367,7 +367,7 @@ func findFile(t *testing.T, dir, suffix string) string {
 	return found
 }
 
-func change(t *testing.T, name string, f func([]byte) []byte) {
+func change(t testing.TB, name string, f func([]byte) []byte) {
 	t.Helper()
 	b, err := os.ReadFile(name)
 	if err != nil {

@@ -56,13 +56,13 @@ func run(m *testing.M) int {
 
 // cluster is a development cluster of separate processes.
 type cluster struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	urls []string
 	env  map[string]string
 }
 
-func up(t *testing.T, args ...string) *cluster {
+func up(t testing.TB, args ...string) *cluster {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "spike") // short, for the sake of sockets
 	if err != nil {

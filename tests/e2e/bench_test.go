@@ -1,0 +1,176 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spike-ha/spike-ha/api/client"
+)
+
+// value is 256 bytes.
+var value = map[string]string{"v": strings.Repeat("x", 248)}
+
+// BenchmarkHundredThousandSecrets loads 100,000 secrets of 256 bytes into one
+// peer and reports its memory and how long it takes from a kill -9 to serving
+// again. The targets are 200 MiB and 2 s.
+func BenchmarkHundredThousandSecrets(b *testing.B) {
+	const secrets, writers = 100_000, 128
+	for range b.N {
+		c := up(b, "--peers", "1", "--keepers", "1")
+		cl := c.client(superuser)
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		begin := time.Now()
+		for range writers {
+			wg.Go(func() {
+				for n := next.Add(1); n <= secrets; n = next.Add(1) {
+					if _, err := cl.Put(ctx, fmt.Sprintf("tenants/%d/db-%d", n%1000, n), value, nil); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		b.ReportMetric(secrets/time.Since(begin).Seconds(), "puts/s")
+		b.ReportMetric(memory(b, c, peerName(0), "VmRSS"), "MiB-after-load")
+		b.ReportMetric(memory(b, c, peerName(0), "RssFile"), "MiB-mapped-files")
+		c.kill(peerName(0))
+		begin = time.Now()
+		c.start(peerName(0))
+		c.eventually("it serves again", func() error {
+			_, _, err := cl.Get(ctx, "tenants/1/db-1", 0)
+			return err
+		})
+		b.ReportMetric(time.Since(begin).Seconds(), "s-to-serving")
+		b.ReportMetric(memory(b, c, peerName(0), "VmRSS"), "MiB-after-restart")
+		if s, err := status(cl); err != nil || s.Secrets != secrets {
+			b.Fatal(s.Secrets, err)
+		}
+	}
+}
+
+// memory reads a figure of a process of the cluster, in MiB.
+func memory(b *testing.B, c *cluster, name, figure string) float64 {
+	b.Helper()
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, cmdline := range all {
+		raw, _ := os.ReadFile(cmdline)
+		args := strings.Split(string(raw), "\x00")
+		if len(args) < 3 || filepath.Base(args[0]) != "nexus" || args[2] != name || !strings.Contains(string(raw), c.dir) {
+			continue
+		}
+		text, _ := os.ReadFile(filepath.Join(filepath.Dir(cmdline), "status"))
+		for line := range strings.Lines(string(text)) {
+			if rest, ok := strings.CutPrefix(line, figure+":"); ok {
+				kib, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+				return kib / 1024
+			}
+		}
+	}
+	b.Fatal("the process was not found")
+	return 0
+}
+
+// BenchmarkRequests measures reads and writes of 256 bytes through the leader,
+// a follower and all peers, against a floor in the same run: a server of bare
+// mutual TLS that echoes as many bytes. Client and servers share the machine.
+func BenchmarkRequests(b *testing.B) {
+	c := up(b)
+	all := c.client(superuser)
+	leader := c.leader(all)
+	follower := (leader + 1) % 3
+	for n := range 1000 {
+		if _, err := all.Put(ctx, fmt.Sprintf("bench/%d", n), value, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	floor := bareTLS(b, c)
+	for _, clients := range []int{1, 16, 64} {
+		var floorRate float64
+		b.Run(fmt.Sprintf("floor=bareTLS/clients=%d", clients), func(b *testing.B) {
+			floorRate = drive(b, clients, floor)
+			b.ReportMetric(floorRate, "req/s")
+		})
+		for _, via := range []struct {
+			name string
+			cl   *client.Client
+		}{{"leader", c.client(superuser, leader)}, {"follower", c.client(superuser, follower)}} {
+			b.Run(fmt.Sprintf("get/via=%s/clients=%d", via.name, clients), func(b *testing.B) {
+				rate := drive(b, clients, func(n int) error {
+					_, _, err := via.cl.Get(ctx, fmt.Sprintf("bench/%d", n%1000), 0)
+					return err
+				})
+				b.ReportMetric(rate, "req/s")
+				b.ReportMetric(rate/floorRate, "of-floor")
+			})
+			b.Run(fmt.Sprintf("put/via=%s/clients=%d", via.name, clients), func(b *testing.B) {
+				rate := drive(b, clients, func(n int) error {
+					_, err := via.cl.Put(ctx, fmt.Sprintf("bench/%d", n%1000), value, nil)
+					return err
+				})
+				b.ReportMetric(rate, "req/s")
+				b.ReportMetric(rate/floorRate, "of-floor")
+			})
+		}
+	}
+}
+
+// drive runs b.N requests from a number of clients and returns their rate.
+func drive(b *testing.B, clients int, request func(n int) error) float64 {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for range clients {
+		wg.Go(func() {
+			for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
+				if err := request(int(n)); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return float64(b.N) / time.Since(begin).Seconds()
+}
+
+func bareTLS(b *testing.B, c *cluster) func(int) error {
+	b.Helper()
+	anyone := func(spiffeid.ID) error { return nil }
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }), TLSConfig: c.source("bench/server").Server(anyone, "http/1.1")}
+	go server.ServeTLS(listener, "", "")
+	b.Cleanup(func() { server.Close() })
+	var config *tls.Config = c.source("bench/client").Client(anyone)
+	web := &http.Client{Transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 64}}
+	body := `{"path":"bench/1","values":{"v":"` + value["v"] + `"}}`
+	return func(int) error {
+		response, err := web.Post("https://"+listener.Addr().String(), "application/json", strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if n, err := io.Copy(io.Discard, response.Body); err != nil || int(n) != len(body) {
+			return errors.Join(err, fmt.Errorf("%d bytes", n))
+		}
+		return nil
+	}
+}
