@@ -19,7 +19,7 @@ func devDemo(c *cli.Context, o devcluster.Options) (err error) {
 		return usage("the tour kills the leader and goes on: that takes at least 3 peers")
 	}
 	if !c.IsSet("base-port") {
-		o.BasePort = devcluster.FreePorts // next to a cluster that runs already
+		o.BasePort, o.Passing = devcluster.FreePorts, true // next to a cluster that runs already
 	}
 	if !c.IsSet("dir") {
 		var scratch string

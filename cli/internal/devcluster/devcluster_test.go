@@ -310,6 +310,13 @@ func TestHome(t *testing.T) {
 		}
 	}
 	o.Peers = 0
+	o.BasePort, o.Passing = FreePorts, true
+	passing, err := openHome(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passing.close()
+	o.BasePort, o.Passing = KeepPorts, false
 	again, err := openHome(o)
 	if err != nil {
 		t.Fatal(err)

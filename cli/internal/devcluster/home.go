@@ -101,7 +101,11 @@ func (h *home) settle(o Options) error {
 	if err := h.settleSockets(); err != nil {
 		return err
 	}
-	return h.shape.save(h.dir)
+	kept := h.shape
+	if exists && o.Passing {
+		kept.BasePort = old.BasePort
+	}
+	return kept.save(h.dir)
 }
 
 // mustBeEmpty keeps a mistyped --dir from filling somebody's directory.

@@ -27,6 +27,9 @@ type Options struct {
 	Peers, Keepers int // 0: as the directory says, else 3
 	// BasePort is the first port, FreePorts or KeepPorts.
 	BasePort int
+	// Passing leaves the ports that a directory has recorded as they are: those
+	// of BasePort are for this time.
+	Passing bool
 	// Binaries is the directory of the programs nexus and keeper.
 	Binaries string
 	// Say tells people what goes on; it may be called from any goroutine.
