@@ -307,7 +307,7 @@ func (c *Config) keepers() ([]keeperAddress, error) {
 			name, url = fmt.Sprintf("keeper-%d", i+1), item
 		}
 		if !strings.HasPrefix(url, "https://") || spiffeid.ValidatePathSegment(name) != nil || seen[name] {
-			return nil, fmt.Errorf("Keeper %q is not written name=https://host:port, or its name is there twice", item)
+			return nil, fmt.Errorf("the Keeper %q is not written name=https://host:port, or its name is there twice", item)
 		}
 		seen[name] = true
 		list = append(list, keeperAddress{name, url})

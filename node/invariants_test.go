@@ -366,6 +366,118 @@ func TestInvariant8Audit(t *testing.T) {
 	})
 }
 
+// A cut log shows also when the peer comes back without keys: what it records
+// while sealed must not be anchored over the point that is missing.
+func TestInvariant8CutLogOfASealedPeer(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	peer := (c.Leader() + 1) % 3
+	su := c.Client(nodetest.Role("superuser"), peer)
+	put(t, su, "a/b", "x")
+	for range 10 {
+		get(t, su, "a/b")
+	}
+	anchored := func() (a audit.Anchor) {
+		p := c.Node(c.Leader()).Status(ctx).Peers[peer]
+		if p.AuditAnchor != "" {
+			a, _ = audit.ParseAnchor(p.AuditAnchor)
+		}
+		return a
+	}
+	dir := filepath.Join(c.DataDir(peer), "audit")
+	written := uint64(len(readRecords(t, dir)))
+	nodetest.Eventually(t, "an anchor", func() error {
+		if a := anchored(); a.Count < written {
+			return fmt.Errorf("%v of %d records", a, written)
+		}
+		return nil
+	})
+	for i := range 3 {
+		c.StopKeeper(i)
+	}
+	c.Stop(peer)
+	before := anchored()
+	cut(t, dir, 3)
+	c.Start(peer)
+	stranger := c.Client("/workload/web", peer)
+	nodetest.Eventually(t, "an anchor of what was recorded while sealed", func() error {
+		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		if _, _, err := stranger.Get(short, "a/b", 0); err == nil {
+			t.Fatal("a sealed peer served")
+		}
+		if now := anchored(); now.Count <= before.Count {
+			return fmt.Errorf("anchored at %d, before at %d", now.Count, before.Count)
+		}
+		return nil
+	})
+	report, err := audit.Verify(dir, nil)
+	if err != nil || len(report.Findings) == 0 {
+		t.Fatal("the missing records do not show any more:", report, err)
+	}
+	if p := c.Node(c.Leader()).Status(ctx).Peers[peer]; p.AuditFault == "" {
+		t.Error("the status does not show the fault")
+	}
+}
+
+// Invariant 7: a seal holds on every peer from its acknowledgement on, however
+// it meets the unsealing of a peer; and what it closed opens again.
+func TestInvariant7SealHoldsEverywhere(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	put(t, c.Client(nodetest.Role("superuser")), "a/b", "x")
+	var readers []*client.Client
+	for i := range 3 {
+		readers = append(readers, c.Client(nodetest.Role("superuser"), i))
+	}
+	random := rand.New(rand.NewPCG(7, uint64(time.Now().UnixNano())))
+	for range 8 {
+		if err := c.Node(random.IntN(3)).SetSeal(ctx, true); err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range readers {
+			short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+			if _, _, err := r.Get(short, "a/b", 0); err == nil {
+				t.Errorf("peer %d served after the seal was acknowledged", i+1)
+			}
+			cancel()
+		}
+		if err := c.Node(random.IntN(3)).SetSeal(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+		if random.IntN(2) == 0 { // else the next seal meets peers that are unsealing
+			c.Ready()
+		}
+	}
+	c.Ready()
+	for _, r := range readers {
+		if v := get(t, r, "a/b"); v != "x" {
+			t.Errorf("read %q", v)
+		}
+	}
+}
+
+// A Keeper that hangs must not keep the others from being supplied.
+func TestKeepersAreRefilledBesideOneThatHangs(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{Peers: 1})
+	c.HangKeeper(0)
+	c.StopKeeper(1)
+	c.StartKeeper(1)
+	nodetest.Eventually(t, "the emptied Keeper has its share again", func() error {
+		health := ""
+		for _, k := range c.Node(0).Status(ctx).Keepers {
+			if k.Name == "keeper-2" {
+				health = k.Health
+			}
+		}
+		if health != "good" {
+			return errors.New(health)
+		}
+		return nil
+	})
+}
+
 func readRecords(t *testing.T, dir string) (records []audit.Record) {
 	t.Helper()
 	files, _ := filepath.Glob(filepath.Join(dir, "*.jsonl"))

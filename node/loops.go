@@ -14,6 +14,9 @@ import (
 
 const (
 	rpcTimeout = 5 * time.Second // of one step of a loop
+	// keeperTimeout bounds a visit to one Keeper. Shorter than a step, it leaves
+	// time for what the visit was for, however many Keepers hang.
+	keeperTimeout = 3 * time.Second
 	// inspectEvery is how often the Keepers are asked whether they still have
 	// their shares: one that restarted is refilled at once rather than at the
 	// next full refill.
@@ -93,8 +96,9 @@ func (w sealWatch) Changed(d fsm.Delta) {
 	if d.Seal || d.Reset {
 		if d.View.Seal().Sealed {
 			// In the apply of the entry: nothing newer than it is served with keys.
-			w.n.store.Close()
+			// The keys go first, so that no store opens on them after this.
 			w.n.seal.Lock()
+			w.n.store.Close()
 		}
 		w.n.poke()
 	}
@@ -156,42 +160,58 @@ func (n *Node) unseal() error {
 		return err
 	}
 	if st.Sealed {
-		n.store.Close()
 		n.seal.Lock()
+		n.store.Close()
 		return seal.ErrOperatorSealed
 	}
 	if st.Committed == nil {
 		return seal.ErrNotInitialised
 	}
-	sealed := n.seal.Sealed()
 	if _, err := n.seal.Unseal(ctx, st, n.keepers); err != nil {
 		return err
 	}
-	return n.opened(sealed)
+	return n.opened(ctx)
 }
 
-// opened is called when keys have arrived: the audit chain is held against its
-// anchor, then the store may serve.
-func (n *Node) opened(wasSealed bool) error {
-	if wasSealed {
-		if err := n.reconcileAudit(); err != nil {
-			return err
-		}
+// opened is called when keys have arrived: once the audit chain was held against
+// its anchor, the store may serve. It is repeated until it succeeds.
+func (n *Node) opened(ctx context.Context) error {
+	if err := n.reconcileAudit(ctx); err != nil {
+		return err
+	}
+	was := n.store.Sealed()
+	if err := n.store.Open(); err != nil {
+		// An operator sealed the cluster while the keys were on their way.
+		n.seal.Lock()
+		n.poke()
+		return err
+	}
+	if was {
 		n.log.Info("this peer is unsealed")
 	}
-	n.store.Open()
 	return nil
 }
 
-func (n *Node) reconcileAudit() error {
-	anchor, ok := n.machine.View().Anchor(n.cfg.ID)
-	if !ok {
+// reconcileAudit holds the audit chain against its anchor, once in the life of
+// the process. It needs no keys. Nothing is served and nothing is anchored
+// before it: an anchor of the chain's new end would hide that it was cut.
+func (n *Node) reconcileAudit(ctx context.Context) error {
+	n.auditMu.Lock()
+	defer n.auditMu.Unlock()
+	if n.reconciled {
 		return nil
 	}
-	good, err := n.audit.Reconcile(audit.Anchor{Count: anchor.Count, Head: [32]byte(anchor.Head)})
-	if err != nil {
+	if _, err := n.cluster.WaitRead(ctx); err != nil {
 		return err
 	}
+	good := true
+	if anchor, ok := n.machine.View().Anchor(n.cfg.ID); ok {
+		var err error
+		if good, err = n.audit.Reconcile(audit.Anchor{Count: anchor.Count, Head: [32]byte(anchor.Head)}); err != nil {
+			return err
+		}
+	}
+	n.reconciled = true
 	if !good {
 		n.log.Error("the audit log of this peer does not contain the point that the cluster has anchored: its tail was cut or it was exchanged; the break is recorded")
 		n.mu.Lock()
@@ -211,23 +231,25 @@ func (n *Node) refilling() {
 		if n.seal.Sealed() || !n.leads() && !n.leaderSealed() {
 			continue
 		}
-		ctx, cancel := n.step()
 		st := sealState(n.machine.View())
 		full := n.now().Sub(last) >= n.cfg.KeeperInterval
+		ctx, cancel := n.step()
 		reports, err := n.seal.Inspect(ctx, st, n.keepers)
+		cancel()
 		for _, r := range reports {
 			full = full || r.Health == seal.Empty || r.Health == seal.Wrong || r.Health == seal.Stale
 		}
 		if err == nil && full {
 			last = n.now()
+			ctx, cancel := n.step() // a Keeper that hangs has used the first one up
 			reports, err = n.seal.Refill(ctx, st, n.keepers)
+			cancel()
 			for _, r := range reports {
 				if r.Refilled {
 					n.log.Info("a Keeper was given its share again", "keeper", r.Name)
 				}
 			}
 		}
-		cancel()
 		if err != nil {
 			n.log.Warn("the Keepers could not be looked after", "error", err)
 		}
@@ -255,23 +277,36 @@ func (n *Node) anchoring() {
 		if n.audit.Count() == done || !n.machine.View().Founded() {
 			continue
 		}
-		anchor, err := n.audit.Anchor()
-		if err == nil {
-			ctx, cancel := n.step()
-			var result *fsmpb.Result
-			result, err = n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_AnchorAudit{AnchorAudit: &fsmpb.AnchorAudit{
-				Peer: n.cfg.ID, Count: anchor.Count, Head: anchor.Head[:]}}})
-			cancel()
-			// A conflict says that the count is behind the anchor: a cut log, which
-			// is dealt with when this peer unseals.
-			if err == nil && (result.Code == fsmpb.Code_OK || result.Code == fsmpb.Code_CONFLICT) {
-				done = anchor.Count
-			}
-		}
+		ctx, cancel := n.step()
+		at, err := n.anchor(ctx)
+		cancel()
 		if err != nil {
 			n.log.Debug("the audit log could not be anchored; it is tried again", "error", err)
+			continue
 		}
+		done = at
 	}
+}
+
+// anchor notes the present end of the audit chain and returns its count.
+func (n *Node) anchor(ctx context.Context) (uint64, error) {
+	if err := n.reconcileAudit(ctx); err != nil {
+		return 0, err
+	}
+	at, err := n.audit.Anchor()
+	if err != nil {
+		return 0, err
+	}
+	result, err := n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_AnchorAudit{AnchorAudit: &fsmpb.AnchorAudit{
+		Peer: n.cfg.ID, Count: at.Count, Head: at.Head[:]}}})
+	switch {
+	case err != nil:
+		return 0, err
+	// A conflict: an attempt whose outcome was unknown came to the log after all.
+	case result.Code == fsmpb.Code_OK, result.Code == fsmpb.Code_CONFLICT:
+		return at.Count, nil
+	}
+	return 0, errors.New(result.Code.String())
 }
 
 // handing gives leadership away when this leader has no keys and another voter

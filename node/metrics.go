@@ -28,7 +28,7 @@ func (n *Node) serveMetrics() error {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry(), promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if n.store.Sealed() || n.cluster.Status().Leader == "" {
+		if n.store.Sealed() || n.cluster.Status().Leader == "" || n.audit.Err() != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintln(w, "not ready")
 			return

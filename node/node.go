@@ -58,6 +58,9 @@ type Node struct {
 	wake      chan struct{} // pokes the unseal loop
 	collector *seal.Collector
 
+	auditMu    sync.Mutex // guards reconciled; held while the chain is looked through
+	reconciled bool       // the audit chain was held against its anchor
+
 	mu         sync.Mutex // guards what follows
 	auditFault string     // what is wrong with the audit log, for the status
 	sealReason string     // why this peer is sealed, for the status
@@ -98,7 +101,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 		return nil, err
 	}
 	n.machine = fsm.New(fsm.Options{})
-	n.seal = seal.New(seal.Config{Logger: log.With("part", "seal")})
+	n.seal = seal.New(seal.Config{Logger: log.With("part", "seal"), KeeperTimeout: keeperTimeout})
 	if err := n.startCluster(ctx, security); err != nil {
 		return nil, err
 	}

@@ -32,7 +32,11 @@ func (o operator) Initialise(ctx context.Context, shares, threshold int) error {
 	var placement *seal.PlacementError
 	switch {
 	case err == nil:
-		return n.opened(true)
+		// The cluster is initialised, whatever keeps this peer from serving now.
+		if err := n.opened(ctx); err != nil {
+			n.log.Warn("initialised, but this peer does not serve yet; it is tried again", "error", err)
+		}
+		return nil
 	case errors.Is(err, seal.ErrAlreadyInitialised):
 		return &secret.Error{Code: secret.CodeConflict, Message: "the cluster has its root key already; nothing was changed", Cause: err}
 	case errors.Is(err, seal.ErrSuperseded):
@@ -46,7 +50,7 @@ func (o operator) Initialise(ctx context.Context, shares, threshold int) error {
 }
 
 func (o operator) RecoveryShares(ctx context.Context) ([]store.RecoveryShare, error) {
-	st, err := ledger{o.n}.State(ctx)
+	st, err := ledger(o).State(ctx)
 	if err != nil {
 		return nil, logError(err)
 	}
@@ -73,7 +77,7 @@ func (o operator) RecoveryShares(ctx context.Context) ([]store.RecoveryShare, er
 // to the leader, which collects: the one thing that a peer passes on for a
 // caller, in a call of its own kind.
 func (o operator) Restore(ctx context.Context, share store.RecoveryShare) (store.RestoreProgress, error) {
-	st, err := ledger{o.n}.State(ctx)
+	st, err := ledger(o).State(ctx)
 	if err != nil {
 		return store.RestoreProgress{}, logError(err)
 	}
@@ -154,7 +158,7 @@ func (n *Node) collect(ctx context.Context, call restoreCall) (store.RestoreProg
 		return progress, keyError(err)
 	}
 	n.collector.Close()
-	if err := n.opened(true); err != nil {
+	if err := n.opened(ctx); err != nil {
 		return progress, err
 	}
 	if _, err := n.seal.Refill(ctx, st, n.keepers); err != nil {

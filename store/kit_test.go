@@ -251,10 +251,10 @@ func (a *fakeAudit) len() int {
 }
 
 var (
-	ctx  = context.Background()
-	su   = store.Request{Caller: secret.Caller{ID: "spiffe://example.org/su", Role: secret.RoleSuperuser}}
-	web  = store.Request{Caller: secret.Caller{ID: "spiffe://example.org/workload/web"}}
-	disk = errors.New("no space left on device")
+	ctx     = context.Background()
+	su      = store.Request{Caller: secret.Caller{ID: "spiffe://example.org/su", Role: secret.RoleSuperuser}}
+	web     = store.Request{Caller: secret.Caller{ID: "spiffe://example.org/workload/web"}}
+	errDisk = errors.New("no space left on device")
 )
 
 func values(s string) map[string]string { return map[string]string{"v": s} }

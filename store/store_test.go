@@ -202,7 +202,7 @@ func TestNoAuditNoAnswer(t *testing.T) {
 		defer w.audit.mu.Unlock()
 		w.audit.fail = func(r audit.Record) error {
 			if when(r) {
-				return disk
+				return errDisk
 			}
 			return nil
 		}
@@ -386,7 +386,7 @@ func TestOperationsWithoutAnOutcomeOnRecord(t *testing.T) {
 	w.shares = []store.RecoveryShare{{Index: 1, Bytes: [32]byte{1}}}
 	w.audit.fail = func(r audit.Record) error {
 		if r.Phase == audit.PhaseOutcome {
-			return disk
+			return errDisk
 		}
 		return nil
 	}

@@ -283,6 +283,32 @@ func (c *Cluster) StopKeeper(i int) {
 	k.stop = nil
 }
 
+// HangKeeper stops Keeper i and puts something in its place that takes
+// connections and says nothing, until the test ends.
+func (c *Cluster) HangKeeper(i int) {
+	c.T.Helper()
+	c.StopKeeper(i)
+	l := Listen(c.T, c.keepers[i].address)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var taken []net.Conn
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				break
+			}
+			taken = append(taken, conn)
+		}
+		for _, conn := range taken {
+			conn.Close()
+		}
+	})
+	c.T.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+}
+
 // Socket returns the Workload API socket of an identity, made when it is new.
 func (c *Cluster) Socket(path string) string {
 	c.T.Helper()
@@ -354,4 +380,3 @@ func (c *Cluster) Ready() {
 	}
 	c.Leader()
 }
-

@@ -1,0 +1,21 @@
+package node
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+)
+
+// SetSeal seals or unseals the cluster as an operator would.
+func (n *Node) SetSeal(ctx context.Context, sealed bool) error {
+	if _, err := n.cluster.WaitRead(ctx); err != nil {
+		return err
+	}
+	result, err := n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{
+		Sealed: sealed, ExpectedGeneration: n.machine.View().Seal().Generation}}})
+	if err == nil && result.Code != fsmpb.Code_OK {
+		err = errors.New(result.Code.String())
+	}
+	return err
+}
