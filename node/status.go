@@ -26,8 +26,12 @@ func (n *Node) Health() client.Health {
 // Status gathers what all peers and Keepers say. Those that do not answer in a
 // second are shown as not reachable.
 func (n *Node) Status(ctx context.Context) client.Status {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
+	// As new as can be had: without a quorum what this peer has must do.
+	round, done := context.WithTimeout(ctx, time.Second)
+	n.cluster.WaitRead(round)
+	done()
 	status := n.cluster.Status()
 	view := n.machine.View()
 	st := sealState(view)
