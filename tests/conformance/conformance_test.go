@@ -447,3 +447,23 @@ func restore(t *testing.T, c *nodetest.Cluster, called map[string]bool) {
 		at(i).as(su).then("GetSecret", ok(map[string]any{"data": map[string]string{"k": "v"}}), "kept").run()
 	}
 }
+
+// The page for SPIKE's users names every setting that a peer reads under a name
+// of SPIKE's.
+func TestTheDocumentNamesTheSettings(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/compatibility.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, setting := range node.Settings {
+		if len(setting.Env) < 2 {
+			continue
+		}
+		for _, name := range setting.Env {
+			if !strings.Contains(string(doc), name) {
+				t.Errorf("docs/compatibility.md does not name %s", name)
+			}
+		}
+	}
+}
