@@ -1,0 +1,102 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The transcript in the README is what happens: each command is run, in one
+// shell, and must print what stands below it, "…" being anything on that line.
+func TestREADME(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(text), "```console\n")
+	transcript, _, ok2 := strings.Cut(rest, "```")
+	if !ok || !ok2 {
+		t.Fatal("the README has no transcript")
+	}
+	c := up(t)
+	here := filepath.Dir(c.dir)
+	if err := os.Symlink(bin, filepath.Join(here, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(c.dir, filepath.Join(here, ".spike-dev")); err != nil {
+		t.Fatal(err)
+	}
+	// Peers that were just started need a moment before the status shows them.
+	var commands, wanted []string
+	for line := range strings.Lines(transcript) {
+		if command, ok := strings.CutPrefix(line, "$ "); ok {
+			commands, wanted = append(commands, strings.TrimSpace(command)), append(wanted, "")
+			continue
+		}
+		wanted[len(wanted)-1] += line
+	}
+	const mark = "---next---"
+	script := "set +e\n"
+	for _, command := range commands {
+		if strings.HasSuffix(command, " status") {
+			script += "until " + command + " 2>/dev/null | grep -q 'can lose 1 more peer'; do :; done\n"
+		}
+		script += command + " 2>&1\necho " + mark + "\n"
+	}
+	shell := exec.Command("bash", "-c", script)
+	shell.Dir = here
+	out, err := shell.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	got := strings.Split(string(out), mark+"\n")
+	for i, command := range commands {
+		pattern := strings.ReplaceAll(regexp.QuoteMeta(wanted[i]), "…", ".*")
+		if !regexp.MustCompile(`^` + pattern + `$`).MatchString(got[i]) {
+			t.Errorf("$ %s\nprinted\n%s\nthe README says\n%s", command, got[i], wanted[i])
+		}
+	}
+}
+
+// Every test that DESIGN.md names for an invariant exists.
+func TestDesignNamesRealTests(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../DESIGN.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]bool{}
+	err = filepath.WalkDir("../..", func(name string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(b, -1) {
+			tests[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for _, m := range regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(text, -1) {
+		named++
+		if !tests[string(m[1])] {
+			t.Errorf("DESIGN.md names %s, which does not exist", m[1])
+		}
+	}
+	for n := range 11 {
+		if !strings.Contains(string(text), fmt.Sprintf("\n| %d | ", n+1)) {
+			t.Errorf("invariant %d is not in the table", n+1)
+		}
+	}
+	if named < 30 {
+		t.Errorf("only %d tests are named", named)
+	}
+}
