@@ -118,8 +118,12 @@ func (n *Node) openData(ctx context.Context) error {
 	switch phase := n.marker.Load().GetPhase(); {
 	case phase < peerpb.Phase_PHASE_READY && has:
 		return fmt.Errorf("%w: %s has Raft data, but no marker says of which cluster", ErrForeignData, n.cfg.Dir)
-	case phase == peerpb.Phase_PHASE_STARTED && !has:
-		return fmt.Errorf("%w (%s)", ErrLostData, n.cfg.Dir)
+	case phase == peerpb.Phase_PHASE_STARTED:
+		// Snapshots count as state for the library, but term and vote are in the log
+		// file alone; a peer that ever ran has a term.
+		if term, err := n.store.bolt.GetUint64([]byte("CurrentTerm")); !has || err != nil || term == 0 {
+			return fmt.Errorf("%w (%s)", ErrLostData, n.cfg.Dir)
+		}
 	}
 	return nil
 }

@@ -371,6 +371,23 @@ func TestSnapshotsAndCatchingUp(t *testing.T) {
 	}
 }
 
+// A peer whose log file is gone has forgotten its term and vote, whatever
+// snapshots are left: it must not vote again.
+func TestLostLogBesideASnapshot(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	l := c.leader()
+	c.propose(l, "only")
+	must(t, l.snapshot(l.raft.Load()))
+	id := l.cfg.ID
+	c.stop(id)
+	must(t, os.Remove(filepath.Join(c.dir, id, logFile)))
+	if err := c.tryStart(id); !errors.Is(err, ErrLostData) {
+		t.Errorf("a peer started without its term and vote: %v", err)
+	}
+}
+
 // What a read index is translated to must be reachable for a peer that was
 // restored from a snapshot that ends in a barrier.
 func TestReadAfterASnapshotThatEndsInABarrier(t *testing.T) {

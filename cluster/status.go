@@ -28,6 +28,7 @@ type Status struct {
 	Term          uint64
 	LastIndex     uint64 // of the log
 	CommitIndex   uint64
+	CommitCommand uint64 // greatest command index at or below CommitIndex: where AppliedIndex gets to
 	AppliedIndex  uint64 // greatest command applied, see Node.Applied
 	SnapshotIndex uint64
 	Members       []Member
@@ -77,6 +78,12 @@ func (n *Node) Status() Status {
 	s.Leader = n.leader()
 	s.Term, s.LastIndex, s.CommitIndex = r.CurrentTerm(), r.LastIndex(), r.CommitIndex()
 	s.SnapshotIndex, _ = strconv.ParseUint(r.Stats()["last_snapshot_index"], 10, 64)
+	s.CommitCommand = s.CommitIndex
+	if s.State != Stopped {
+		if command, err := n.reads.command(s.CommitIndex); err == nil {
+			s.CommitCommand = command
+		}
+	}
 	if state == raft.Leader {
 		s.LastContact = 0
 	} else if t := r.LastContact(); !t.IsZero() {
