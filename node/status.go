@@ -121,7 +121,7 @@ func (n *Node) ownStatus() client.PeerStatus {
 		fault = err.Error()
 	}
 	return client.PeerStatus{ID: n.cfg.ID, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Reason: reason,
-		Term: status.Term, CommitIndex: status.CommitIndex, AppliedIndex: view.Index(),
+		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(),
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
 		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Damaged: n.store.Damaged()}
 }
