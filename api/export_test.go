@@ -8,6 +8,9 @@ var (
 	ParseWriteID = parseWriteID
 )
 
+// SetLimits replaces the bounds on requests under way, before Serve.
+func (s *Server) SetLimits(all, each int) { s.admission = newAdmission(all, each) }
+
 // SetTimeouts replaces the server's patience, before Serve.
 func (s *Server) SetTimeouts(header, read, write, idle time.Duration) {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.WriteTimeout, s.http.IdleTimeout = header, read, write, idle

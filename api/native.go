@@ -137,6 +137,7 @@ func (s *Server) get(operation func(context.Context, store.Request) (int, any, e
 			s.sendFailure(w, request.ID, err)
 			return
 		}
+		retryAfter(w, status)
 		send(w, status, answer)
 	}
 }

@@ -293,6 +293,58 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
+// A request too many is refused at once, and one identity cannot take all the
+// places there are.
+func TestOverload(t *testing.T) {
+	t.Parallel()
+	a := newAlone(t, func(s *api.Server) { s.SetLimits(3, 2) })
+	greedy, _ := issued(t, a.authority, "/workload/greedy", time.Hour)
+	modest, _ := issued(t, a.authority, "/workload/modest", time.Hour)
+	get := func(config *tls.Config, route string) *http.Response {
+		t.Helper()
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		response, err := c.Get("https://" + a.address + route)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		return response
+	}
+	hold := func(config *tls.Config) net.Conn {
+		conn, err := tls.Dial("tcp", a.address, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n", client.RouteSecretGet)
+		return conn
+	}
+	becomes := func(config *tls.Config, route string, status int) {
+		t.Helper()
+		nodetest.Eventually(t, fmt.Sprint(route, " is answered with ", status), func() error {
+			r := get(config, route)
+			if r.StatusCode != status {
+				return errors.New(r.Status)
+			}
+			if status != http.StatusOK && r.Header.Get("Retry-After") != "1" {
+				t.Fatal("no Retry-After")
+			}
+			return nil
+		})
+	}
+	first := hold(greedy)
+	hold(greedy)
+	becomes(greedy, client.RouteHealth, http.StatusTooManyRequests)
+	becomes(greedy, client.WireSecrets, http.StatusServiceUnavailable)
+	if r := get(modest, client.RouteHealth); r.StatusCode != http.StatusOK {
+		t.Fatalf("another identity: %s", r.Status)
+	}
+	hold(modest)
+	becomes(modest, client.RouteHealth, http.StatusTooManyRequests) // all places are taken
+	io.WriteString(first, "{}")
+	becomes(greedy, client.RouteHealth, http.StatusOK)
+}
+
 // What one request may be.
 func TestRequestLimits(t *testing.T) {
 	t.Parallel()
@@ -382,6 +434,18 @@ func TestNativeSealed(t *testing.T) {
 			response.Header.Get("Retry-After") != "1" || failure.Request != response.Header.Get(client.HeaderRequestID) {
 			t.Errorf("%s: %s %+v %v", route, response.Status, failure, err)
 		}
+	}
+}
+
+// Our client refuses what JSON would change, before anything is sent.
+func TestClientRefusesInvalidUTF8(t *testing.T) {
+	t.Parallel()
+	c, err := client.New(client.Config{Addresses: []string{"127.0.0.1:1"}, TLS: &tls.Config{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Put(context.Background(), "a", map[string]string{"k": "\xff"}, nil); secret.CodeOf(err) != secret.CodeInvalid {
+		t.Fatal(err)
 	}
 }
 

@@ -35,8 +35,9 @@ type Config struct {
 
 // Server answers requests; see Handler and Serve.
 type Server struct {
-	cfg  Config
-	http *http.Server
+	cfg       Config
+	http      *http.Server
+	admission *admission
 }
 
 // New makes a server.
@@ -44,7 +45,7 @@ func New(cfg Config) *Server {
 	if cfg.BodyLimit <= 0 {
 		cfg.BodyLimit = DefaultBodyLimit
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, admission: newAdmission(maxUnderWay, maxUnderWayOfEach)}
 	s.http = &http.Server{
 		Handler: s.Handler(),
 		// "OPTIONS *" comes to the handler as well, which asks who it is first.
@@ -88,11 +89,22 @@ func (s *Server) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// A route is matched on the bytes that were sent: nothing is unescaped,
 		// cleaned or redirected on the way.
-		if handler, ok := native[r.URL.EscapedPath()]; ok {
-			handler(w, r)
+		handler, isNative := native[r.URL.EscapedPath()]
+		who := caller(r)
+		switch admitted := s.admission.enter(who); {
+		case admitted:
+			defer s.admission.leave(who)
+		case isNative:
+			s.sendFailure(w, "", errOverloaded)
+			return
+		default:
+			s.sendWire(w, "", &failed{}, errOverloaded)
 			return
 		}
-		wire(w, r)
+		if !isNative {
+			handler = wire
+		}
+		handler(w, r)
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/node"
 	"github.com/spike-ha/spike-ha/node/nodetest"
 )
@@ -61,9 +62,11 @@ func TestWireSealed(t *testing.T) {
 	c.Leader()
 	p := newPlayer(t, c, []int{0, 1, 2}, false)
 	p.play("testdata/uninitialised.txt", *update)
+	health(p, http.StatusNotImplemented)
 	c.Bootstrap()
 	c.Ready()
 	p.play("testdata/recover.txt", *update)
+	health(p, http.StatusOK)
 	for i := range 3 {
 		c.StopKeeper(i)
 	}
@@ -86,9 +89,44 @@ func TestWireSealed(t *testing.T) {
 		}
 		return nil
 	})
+	health(p, http.StatusServiceUnavailable)
 	p.play("testdata/restore.txt", *update)
 	c.Ready()
 	p.play("testdata/restored.txt", *update)
+}
+
+// health asks every peer; any trusted identity may, and learns nothing of the data.
+func health(p *player, status int) {
+	p.t.Helper()
+	for i := range 3 {
+		nodetest.Eventually(p.t, fmt.Sprintf("health %d of peer %d", status, i+1), func() error {
+			response, err := p.client("other").Get(p.c.Address(i) + client.RouteHealth)
+			if err != nil {
+				return err
+			}
+			defer response.Body.Close()
+			var h client.Health
+			if err := json.NewDecoder(response.Body).Decode(&h); err != nil {
+				return err
+			}
+			want := client.Health{Peer: fmt.Sprint("nexus-", i+1), Formed: true, Initialised: status != http.StatusNotImplemented,
+				Sealed: status != http.StatusOK, Leader: h.Leader, Version: node.Version}
+			if response.StatusCode != status || h != want || (response.Header.Get("Retry-After") == "1") != (status == http.StatusServiceUnavailable) {
+				return fmt.Errorf("%s %+v", response.Status, h)
+			}
+			return nil
+		})
+	}
+}
+
+// A cluster whose setting forbids it gives out no shares on the wire.
+func TestWireRecoveryOff(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{Peers: 1, Configure: func(_ int, cfg *node.Config) { cfg.WireRecovery = false }})
+	p := newPlayer(t, c, []int{0}, false)
+	if answer, _ := p.send("recover POST /v1/operator/recover {}"); answer != `401 {"shards":null,"err":"access_unauthorized"}` {
+		t.Error(answer)
+	}
 }
 
 // empty removes every secret and policy.
@@ -251,7 +289,7 @@ func (p *player) send(line string) (answer string, raw []byte) {
 	if want := map[bool]int{true: 2, false: 1}[p.http2]; response.ProtoMajor != want {
 		p.t.Fatalf("%s: answered in HTTP/%d", line, response.ProtoMajor)
 	}
-	p.headers(words[1]+" "+words[2]+" "+body, response)
+	p.headers(line, response)
 	answer = strconv.Itoa(response.StatusCode)
 	if ct := response.Header.Get("Content-Type"); ct != "application/json" {
 		answer += " " + ct
@@ -266,7 +304,7 @@ func (p *player) headers(line string, r *http.Response) {
 	if r.Header.Get("Content-Type") == "application/json" {
 		want = map[string]string{"Cache-Control": "no-store, no-cache, must-revalidate, private", "Pragma": "no-cache", "Expires": "0"}
 	}
-	if r.StatusCode == http.StatusServiceUnavailable && !strings.HasPrefix(line, "GET ") {
+	if r.StatusCode == http.StatusServiceUnavailable {
 		want["Retry-After"] = "1"
 	}
 	for name, value := range want {

@@ -118,3 +118,35 @@ func TestOldViewKeepsItsWindow(t *testing.T) {
 	}
 	want(t, do(t, n, with(1, 1, anchor("nexus-1", 9))), fsmpb.Code_WINDOW_EXPIRED)
 }
+
+// A view answers a retry as Apply would, and knows nothing that came after it.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	m := founded(t, nil)
+	before := m.View()
+	c := with(1, before.Index(), put("a", 0, 1, "one"))
+	id := [16]byte(c.WriteId.Id)
+	first := do(t, m, c)
+	after := m.View()
+	if before.Replay(id, c.WriteId.Request, before.Index()) != nil {
+		t.Fatal("a view answers with what came after it")
+	}
+	if r := after.Replay(id, c.WriteId.Request, before.Index()); !proto.Equal(r, do(t, m, c)) || r.Index != first.Index {
+		t.Fatal(r)
+	}
+	want(t, after.Replay(id, []byte("another request"), before.Index()), fsmpb.Code_WRITE_ID_REUSED)
+	if r := after.Replay([16]byte{9}, c.WriteId.Request, 0); r != nil {
+		t.Fatal(r)
+	}
+	// Results at or before the index that an id carries cannot be its own.
+	if r := after.Replay(id, c.WriteId.Request, first.Index); r != nil {
+		t.Fatal(r)
+	}
+	restored := fsm.New(fsm.Options{})
+	if err := restored.Restore(bytes.NewReader(snapshot(t, after))); err != nil {
+		t.Fatal(err)
+	}
+	if r := restored.View().Replay(id, c.WriteId.Request, before.Index()); !proto.Equal(r, after.Replay(id, c.WriteId.Request, before.Index())) {
+		t.Fatal(r)
+	}
+}

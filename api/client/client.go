@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spike-ha/spike-ha/secret"
 )
@@ -109,6 +110,12 @@ func (c *Client) Peers() []string { return c.peers }
 // Put writes the next version of a secret. expect, when not nil, must be the
 // current version.
 func (c *Client) Put(ctx context.Context, path string, values map[string]string, expect *secret.Version) (ChangeAnswer, error) {
+	for _, value := range values {
+		// JSON would replace what is not UTF-8 without a word.
+		if !utf8.ValidString(value) {
+			return ChangeAnswer{}, secret.Invalid("values", "a value is not valid UTF-8; encode binary data, for example as base64")
+		}
+	}
 	return change[ChangeAnswer](ctx, c, RouteSecretPut, PutRequest{path, values, expect})
 }
 
