@@ -50,6 +50,11 @@ func compile(subject string, p secret.Pattern) (matcher, error) {
 		return fromRegexp(subject, globExpression(p.Text), literal)
 	case secret.Regexp:
 		expression := p.Text
+		// On its own first: "a)|(b" is none, but put between parentheses it would
+		// become one, without the anchors that were meant to hold it.
+		if _, err := regexp.Compile(expression); err != nil {
+			return matcher{}, secret.Invalid(subject, "the pattern is not a valid regular expression")
+		}
 		if !anchored(expression) {
 			expression = "^(" + expression + ")$"
 		}

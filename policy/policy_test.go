@@ -204,3 +204,32 @@ func BenchmarkDecide(b *testing.B) {
 		})
 	}
 }
+
+// A regular expression is accepted only when it is one by itself, and then
+// matches whole names and nothing else: compared with Go's own grouping.
+func FuzzRegexpMatchesWholeNames(f *testing.F) {
+	for _, s := range [][2]string{{"a|b", "ab"}, {"a)|(b", "xb"}, {"^a$|^b$", "b"}, {"(?m)^a$", "x\na"}, {`\Qa`, "a"}, {"a$|b", "ba"}, {"(?i)^A", "ab"}, {"", ""}} {
+		f.Add(s[0], s[1])
+	}
+	f.Fuzz(func(t *testing.T, text, name string) {
+		p := secret.Policy{Name: "p", SPIFFEID: secret.Pattern{Kind: secret.Exact, Text: web}, Path: secret.Pattern{Kind: secret.Regexp, Text: text}, Permissions: secret.Read}
+		c, err := policy.Compile(p)
+		if err != nil {
+			return
+		}
+		if _, err := regexp.Compile(text); err != nil {
+			t.Fatalf("%q is no regular expression, and was accepted", text)
+		}
+		whole, err := regexp.Compile("^(?:" + text + ")$")
+		if err != nil {
+			t.Skip()
+		}
+		if got := policy.NewSet(c).Decide(app(web), secret.Read, secret.Path(name)).Allowed; got != whole.MatchString(name) {
+			t.Fatalf("%q on %q: allowed %v", text, name, got)
+		}
+		shown := regexp.MustCompile(policy.ToWire(p.Path))
+		if shown.MatchString(name) != whole.MatchString(name) {
+			t.Fatalf("%q is shown as %q, which means something else on %q", text, shown, name)
+		}
+	})
+}

@@ -121,9 +121,6 @@ func (s *Store) ListAll(ctx context.Context, r Request) ([]string, error) {
 func (s *Store) ListPrefix(ctx context.Context, r Request, prefix string) ([]string, uint64, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	if _, err := secret.ParsePrefix(prefix); err != nil {
-		return nil, 0, s.refuse(r, "secret.list", "", err)
-	}
 	p, err := s.fresh(ctx)
 	if err != nil {
 		return nil, 0, s.refuse(r, "secret.list", prefix, err)
@@ -137,6 +134,9 @@ func (s *Store) ListPrefix(ctx context.Context, r Request, prefix string) ([]str
 		may = func(path secret.Path) bool { return p.policies.Decide(r.Caller, secret.List, path).Allowed }
 	default:
 		return nil, 0, s.deny(r, "secret.list", prefix, p)
+	}
+	if _, err := secret.ParsePrefix(prefix); err != nil {
+		return nil, 0, s.refuse(r, "secret.list", prefix, err)
 	}
 	err = s.record(r, audit.Record{Op: "secret.list", Phase: audit.PhaseDecision, Path: prefix, Decision: audit.Allow, By: d.By, Index: p.view.Index()}, false)
 	if err != nil {
