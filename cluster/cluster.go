@@ -66,6 +66,7 @@ type Timing struct {
 	Election  time.Duration // a candidate tries again after so long; at least Heartbeat; default 500 ms
 	Lease     time.Duration // a leader that hears no majority for so long steps down; at most Heartbeat; default 250 ms
 	Commit    time.Duration // an idle follower learns the commit index after so long; default 10 ms
+	Disk      time.Duration // a peer whose log takes so long to write once stops, see watchDisk; default 10 s
 	Patience  time.Duration // bound on a call whose context has no deadline; default 10 s
 	ConnAge   time.Duration // a connection is replaced after about so long, for rotated certificates; default 30 min
 }
@@ -123,6 +124,7 @@ func (c *Config) complete() error {
 	def(&c.Timing.Election, max(500*time.Millisecond, c.Timing.Heartbeat))
 	def(&c.Timing.Lease, c.Timing.Heartbeat/2)
 	def(&c.Timing.Commit, 10*time.Millisecond)
+	def(&c.Timing.Disk, 10*time.Second)
 	def(&c.Timing.Patience, 10*time.Second)
 	def(&c.Timing.ConnAge, 30*time.Minute)
 	if c.SnapshotBytes == 0 {

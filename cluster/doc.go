@@ -53,7 +53,7 @@
 //
 //   - Heartbeats go through the library's main loop, with a responder for when
 //     the loop is busy. Cost: a goroutine hop per Raft message, and a follower
-//     with a hung disk looks alive to its leader.
+//     with a hung disk looks alive to its leader, until its watchdog stops it.
 //   - No pipelining (MaxRPCsInFlight 1): its deadlocks cost more than it gives on
 //     a local network. Cost: throughput over links with long round trips.
 //   - Our own read-index round, one per group of callers, rather than leader

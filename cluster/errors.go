@@ -49,6 +49,8 @@ var (
 	// ErrWiped: this peer is empty, but the others have formed the cluster with
 	// it: it lost its data and must join again, as a new member would.
 	ErrWiped = errors.New("this peer lost its data: the others have formed the cluster already; it must join again")
+	// ErrDiskHangs: a write to the Raft log did not come back in Timing.Disk.
+	ErrDiskHangs = errors.New("the disk of the Raft log hangs; this peer stops so that another can lead: look at the disk, then start it again")
 	// ErrPeersDiffer: two peers were configured with different lists of peers.
 	ErrPeersDiffer = errors.New("the peers are configured with different lists of peers; make them identical")
 	// ErrRemoved: this peer is no longer a member.

@@ -46,6 +46,7 @@ type Node struct {
 
 	raft     atomic.Pointer[raft.Raft] // nil until the cluster has formed
 	raftGone chan struct{}             // closed when Raft answers nothing any more
+	hangs    chan struct{}             // closed when the disk does, and Raft cannot end
 	queue    *queue
 
 	transfers atomic.Int32 // of leadership, asked for and under way
@@ -71,6 +72,7 @@ func newNode(c Config) *Node {
 		log:      c.Logger.With("peer", c.ID),
 		done:     make(chan struct{}),
 		raftGone: make(chan struct{}),
+		hangs:    make(chan struct{}),
 		handlers: make(map[string]Handler),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
@@ -213,6 +215,7 @@ func (n *Node) run() {
 	n.goDo(n.form)
 	n.goDo(n.queue.run)
 	n.goDo(n.watch)
+	go n.watchDisk()
 	n.goDo(n.compact)
 	n.running.Store(true)
 	if n.Err() != nil {
@@ -273,7 +276,7 @@ func (n *Node) startRaft() error {
 		}
 	}
 	log := raftLog{n.cache, &n.live, n.fail}
-	stable := raftStable{n.store.bolt, &n.live, n.fail}
+	stable := raftStable{n.store.bolt, n.store, &n.live, n.fail}
 	r, err := raft.NewRaft(conf, n.machine, log, stable, n.snapshots, n.transport)
 	if err != nil {
 		if n.machine.stopped {
@@ -360,6 +363,35 @@ func (n *Node) watch() {
 	}
 }
 
+// watchDisk stops a peer whose main loop does not come back from a write. Its
+// heartbeats go on meanwhile, and so nobody would take over from a leader whose
+// disk hangs (hashicorp/raft#503, #612); a follower's are answered by the
+// responder. It counts its own ticks rather than read a clock, so that a process
+// that was frozen is not taken for one whose disk hangs. It lives as long as
+// anybody may wait for Raft.
+func (n *Node) watchDisk() {
+	const ticks = 5
+	t := time.NewTicker(max(n.cfg.Timing.Disk/ticks, time.Millisecond))
+	defer t.Stop()
+	for last, same := uint64(0), 0; ; {
+		select {
+		case <-n.done:
+			return
+		case <-t.C:
+		}
+		now := n.store.writes.Load()
+		if now != last || now%2 == 0 {
+			last, same = now, 0
+			continue
+		}
+		if same++; same >= ticks {
+			close(n.hangs)
+			n.fail(ErrDiskHangs)
+			return
+		}
+	}
+}
+
 // fail stops the node without ceremony: something that it must not survive.
 func (n *Node) fail(err error) {
 	n.failOnce.Do(func() {
@@ -418,23 +450,44 @@ func (n *Node) stop() {
 		n.closing = true
 		n.gate.Unlock()
 		n.queue.settle(2 * n.cfg.Timing.Lease)
+		ended := make(chan struct{}) // Raft's goroutines are
 		// A form step under way may be about to start Raft.
 		n.formMu.Lock()
 		r := n.raft.Load()
 		n.formMu.Unlock()
 		if r != nil {
 			n.hub.unfollow(r)
-			_ = r.Shutdown().Error() // closes the transport, too
+			go func() {
+				defer close(ended)
+				_ = r.Shutdown().Error() // closes the transport, too
+			}()
+			select {
+			case <-ended:
+			case <-n.hangs:
+			}
+		} else {
+			close(ended)
 		}
 		close(n.raftGone)
 		_ = n.transport.Close()
 		n.server.Stop()
 		n.peers.close()
 		n.port.close()
-		n.wg.Wait()
-		n.queue.fly.Wait()
-		n.queue.drop()
-		n.release()
+		// Nobody hears this peer any more. What waits for a disk that hangs must not
+		// keep the process from ending; the files stay locked as long as it does.
+		finish := func() {
+			<-ended
+			n.wg.Wait()
+			n.queue.fly.Wait()
+			n.queue.drop()
+			n.release()
+		}
+		select {
+		case <-n.hangs:
+			go finish()
+		default:
+			finish()
+		}
 		close(n.done)
 	})
 }

@@ -547,6 +547,51 @@ func TestStateMachineThatCannotGoOnStopsThePeer(t *testing.T) {
 	}
 }
 
+// A leader whose disk hangs goes on sending heartbeats. It must stop all the
+// same, in a bounded time, so that another leads.
+func TestHangingDiskStopsThePeer(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	var hung atomic.Pointer[string]
+	release := make(chan struct{})
+	c.tune = func(id string, cfg *Config) {
+		cfg.Timing.Disk = time.Second
+		cfg.beforeStore = func() error {
+			if at := hung.Load(); at != nil && *at == id {
+				<-release
+			}
+			return nil
+		}
+	}
+	c.startAll()
+	l := c.leader()
+	c.propose(l, "before")
+	hung.Store(&l.cfg.ID)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if _, err := l.Propose(ctx, []byte("during")); !errors.Is(err, ErrUnknownOutcome) {
+		t.Errorf("the proposer was told: %v", err)
+	}
+	select {
+	case <-l.Done():
+	case <-ctx.Done():
+		t.Fatal("the peer waits for its disk for ever")
+	}
+	if !errors.Is(l.Err(), ErrDiskHangs) {
+		t.Errorf("it stopped because of %v", l.Err())
+	}
+	delete(c.nodes, l.cfg.ID)
+	c.propose(c.leader(), "after")
+	if err := c.tryStart(l.cfg.ID); !errors.Is(err, ErrDirInUse) {
+		t.Errorf("a second life began while the first waits for the disk: %v", err)
+	}
+	close(release)
+	hung.Store(nil)
+	eventually(t, "the first life to end", func() bool { return c.tryStart(l.cfg.ID) == nil })
+	c.propose(c.nodes[l.cfg.ID], "again")
+	c.same()
+}
+
 // A leader that cannot write its log stops: it acknowledges nothing, and does
 // not hold on to leadership.
 func TestFailingDiskStopsThePeer(t *testing.T) {

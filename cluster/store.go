@@ -44,7 +44,16 @@ type checkedLog struct {
 	grown   chan struct{} // cap 1; bytes reached limit
 	limit   int64
 
+	writes atomic.Uint64 // begun and ended by the main loop: odd while one is under way
+
 	before func() error // see Config.beforeStore
+}
+
+// busy notes that the library's main loop waits for the disk, until the function
+// that it returns is called.
+func (s *checkedLog) busy() (done func()) {
+	s.writes.Add(1)
+	return func() { s.writes.Add(1) }
 }
 
 func openLog(dir string, limit int64) (*checkedLog, error) {
@@ -124,6 +133,7 @@ func (s *checkedLog) StoreLogs(logs []*raft.Log) error {
 		stored[i] = &c
 		size += int64(len(l.Data))
 	}
+	defer s.busy()()
 	if s.before != nil {
 		if err := s.before(); err != nil {
 			return err
@@ -251,15 +261,18 @@ func (s raftLog) end(err error) {
 
 type raftStable struct {
 	*raftboltdb.BoltStore
+	log  *checkedLog
 	live *atomic.Bool
 	fail func(error)
 }
 
 func (s raftStable) Set(k, v []byte) error {
+	defer s.log.busy()()
 	return s.check(s.BoltStore.Set(k, v))
 }
 
 func (s raftStable) SetUint64(k []byte, v uint64) error {
+	defer s.log.busy()()
 	return s.check(s.BoltStore.SetUint64(k, v))
 }
 
