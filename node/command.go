@@ -67,5 +67,12 @@ func Run(ctx context.Context, cfg Config, stderr io.Writer) error {
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
-	return errors.Join(err, n.Stop(stop))
+	stopped := make(chan error, 1)
+	go func() { stopped <- n.Stop(stop) }()
+	select {
+	case stopErr := <-stopped:
+		return errors.Join(err, stopErr)
+	case <-time.After(2 * stopWithin): // what waits for a disk heeds no context
+		return errors.Join(err, errors.New("this peer did not stop in time and is abandoned; does its disk hang?"))
+	}
 }
