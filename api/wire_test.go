@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -93,6 +94,34 @@ func TestWireSealed(t *testing.T) {
 	p.play("testdata/restore.txt", *update)
 	c.Ready()
 	p.play("testdata/restored.txt", *update)
+	t.Run("no quorum", func(t *testing.T) { noQuorum(t, c) })
+}
+
+// noQuorum: a peer left alone says so within a bounded time, and never answers
+// from what it knows.
+func noQuorum(t *testing.T, c *nodetest.Cluster) {
+	c.Stop(1)
+	c.Stop(2)
+	for line, want := range map[string]string{
+		`superuser POST /v1/store/secrets?action=get {"path":"kept"}`:         `503 {"data":null,"err":"state_not_ready"}`,
+		`superuser POST /v1/store/secrets {"path":"kept","values":{}}`:        `503 {"err":"state_not_ready"}`,
+		`other POST /v1/store/secrets?action=get {"path":"kept"}`:             `503 {"data":null,"err":"state_not_ready"}`,
+		`recover POST /v1/operator/recover {}`:                                `503 {"shards":null,"err":"state_not_ready"}`,
+		`restore POST /v1/operator/restore {"id":1,"shard":[1]}`:              `503 {"collected":0,"remaining":0,"restored":false,"err":"state_not_ready"}`,
+		`lite POST /v1/cipher/encrypt ct=application/octet-stream text`:       `503 {"err":"state_not_ready"}`,
+		`bootstrap POST /v1/bootstrap/verify {"nonce":"AA","ciphertext":"A"}`: `400 {"hash":"","err":"api_bad_request"}`,
+	} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			p, begun := newPlayer(t, c, []int{0}, false), time.Now()
+			if answer, _ := p.send(line); answer != want {
+				t.Errorf("%s, want %s", answer, want)
+			}
+			if took := time.Since(begun); took > 9*time.Second { // SPIKE's SDK waits 10 s
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
 }
 
 // health asks every peer; any trusted identity may, and learns nothing of the data.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/secret"
@@ -57,6 +58,8 @@ func (s *Store) Initialise(ctx context.Context, r Request, shares, threshold int
 
 // Recover exports all shares of the root key.
 func (s *Store) Recover(ctx context.Context, r Request) (shares []RecoveryShare, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	err = s.operate(ctx, r, "operator.recover", func() error {
 		shares, err = s.cfg.Operator.RecoveryShares(ctx)
 		return err
@@ -68,8 +71,14 @@ func (s *Store) Recover(ctx context.Context, r Request) (shares []RecoveryShare,
 	return shares, nil
 }
 
+// restoreTimeout bounds a restore, which refills the Keepers at its end. SPIKE's
+// SDK waits 10 s for an answer to begin.
+const restoreTimeout = 8 * time.Second
+
 // Restore takes one recovery share.
 func (s *Store) Restore(ctx context.Context, r Request, share RecoveryShare) (progress RestoreProgress, err error) {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
 	err = s.operate(ctx, r, "operator.restore", func() error {
 		progress, err = s.cfg.Operator.Restore(ctx, share)
 		return err
