@@ -61,6 +61,18 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// rotate gives the state and the keys another data epoch.
+func (w *world) rotate(epoch string) {
+	w.t.Helper()
+	set := &fsmpb.ShareSet{Id: make16(3), Shares: 1, Threshold: 1, Fingerprints: [][]byte{make([]byte, 32)}, Keepers: []string{"keeper-1"}}
+	w.log.must(w.t, &fsmpb.Command{Op: &fsmpb.Command_BeginShareSet{BeginShareSet: &fsmpb.BeginShareSet{Set: set, Supersedes: make16(2)}}})
+	w.log.must(w.t, &fsmpb.Command{Op: &fsmpb.Command_CommitShareSet{CommitShareSet: &fsmpb.CommitShareSet{Id: make16(3), Keyring: []byte("keyring 2"),
+		Epochs: []*fsmpb.Epoch{{Purpose: "data", Id: []byte(epoch)}}}}})
+	w.keys.mu.Lock()
+	defer w.keys.mu.Unlock()
+	w.keys.epoch = epoch
+}
+
 func make16(b byte) []byte { return bytes.Repeat([]byte{b}, 16) }
 
 // other is a second door to the same state: another peer.

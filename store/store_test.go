@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -89,6 +90,32 @@ func TestChangeIsDecidedAgain(t *testing.T) {
 		}
 		_, err := w.PutSecret(ctx, su, "a/b", values("ours"), nil)
 		wantCode(t, err, secret.CodeSealed)
+	})
+	t.Run("the cluster was sealed and unsealed meanwhile", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.log.before = func(*fsmpb.Command) {
+			w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{Sealed: true}}})
+			w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{ExpectedGeneration: 1}}})
+		}
+		_, err := w.PutSecret(ctx, su, "a/b", values("ours"), nil)
+		wantCode(t, err, secret.CodeSealed)
+		if w.machine.View().SecretCount() != 0 {
+			t.Fatal("a write that was decided before the seal took effect after it")
+		}
+	})
+	t.Run("the data key was rotated meanwhile", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		tries := 0
+		w.log.fail = func() (bool, error) { tries++; return true, nil }
+		w.log.before = func(*fsmpb.Command) { w.rotate("epoch-2") }
+		if _, err := w.PutSecret(ctx, su, "a/b", values("ours"), nil); err != nil {
+			t.Fatal(err)
+		}
+		if tries != 2 {
+			t.Fatalf("%d attempts: a value under the old key took effect", tries)
+		}
 	})
 }
 
@@ -420,6 +447,60 @@ func TestOpenAmongWrites(t *testing.T) {
 	if keys, err := w.ListAll(ctx, su); err != nil || len(keys) != 300 {
 		t.Fatal(len(keys), err)
 	}
+}
+
+// A publication never changes, whatever is written while somebody reads it.
+func TestListAmongWrites(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 300 {
+			if _, err := w.PutSecret(ctx, su, fmt.Sprintf("p/%03d", i), values("x"), nil); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	reader := w.other()
+	for last := 0; ; {
+		keys, _, err := reader.ListPrefix(ctx, su, "p/")
+		if err != nil || len(keys) < last || !slices.IsSorted(keys) {
+			t.Fatal(len(keys), "after", last, err)
+		}
+		last = len(keys)
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+// A snapshot installed under an open store replaces everything it shows.
+func TestSnapshotUnderAnOpenStore(t *testing.T) {
+	t.Parallel()
+	w, source := newWorld(t), newWorld(t)
+	w.PutSecret(ctx, su, "a/b", values("old"), nil)
+	w.allow("old", "a", secret.Read)
+	source.PutSecret(ctx, su, "c/d", values("new"), nil)
+	source.allow("new", "c", secret.Read)
+	var b bytes.Buffer
+	if err := source.machine.View().WriteSnapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.machine.Restore(&b); err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := w.ListAll(ctx, su); err != nil || !slices.Equal(keys, []string{"c/d"}) {
+		t.Error(keys, err)
+	}
+	if v, err := w.GetSecret(ctx, web, "c/d", 0); err != nil || string(v.JSON) != `{"v":"new"}` {
+		t.Error("the new policy is not in force:", err)
+	}
+	_, err := w.GetSecret(ctx, web, "a/b", 0)
+	wantCode(t, err, secret.CodeDenied)
 }
 
 func TestListPrefix(t *testing.T) {
