@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -58,50 +56,45 @@ func (s *checkedLog) busy() (done func()) {
 
 func openLog(dir string, limit int64) (*checkedLog, error) {
 	path := filepath.Join(dir, logFile)
-	if err := walkPages(path); err != nil {
+	if err := checkPages(path); err != nil {
 		return nil, err
 	}
-	bolt, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		BoltOptions: &bbolt.Options{
-			NoFreelistSync: true, // else each commit rewrites the whole list
-			FreelistType:   bbolt.FreelistMapType,
-			Timeout:        5 * time.Second,
-		},
-		MsgpackUseNewTimeFormat: true,
+	log := &checkedLog{path: path, limit: limit, grown: make(chan struct{}, 1)}
+	err := guarded(path, func(string) (err error) {
+		log.bolt, err = raftboltdb.New(raftboltdb.Options{
+			Path: path,
+			BoltOptions: &bbolt.Options{
+				NoFreelistSync: true, // else each commit rewrites the whole list
+				FreelistType:   bbolt.FreelistMapType,
+				Timeout:        5 * time.Second,
+			},
+			MsgpackUseNewTimeFormat: true,
+		})
+		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open the Raft log %s: %w", path, err)
+		return nil, err
 	}
-	return &checkedLog{bolt: bolt, path: path, limit: limit, grown: make(chan struct{}, 1)}, nil
+	return log, nil
 }
 
-// walkPages touches every page that holds data. Opening a damaged file for
-// writing, bbolt panics on a goroutine of its own, where nobody can turn that
-// into words; opened for reading it looks at nothing until it is asked.
-func walkPages(path string) (err error) {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a wild page number faults in the map
+// guarded turns into words what bbolt makes of a damaged file: errors of its
+// own, panics, and faults in the map where a page number leads nowhere.
+func guarded(path string, open func(path string) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = &ErrCorruptLog{File: path, Detail: "its pages do not hang together"}
 		}
 	}()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: 5 * time.Second})
-	switch {
+	switch err := open(path); {
+	case err == nil:
+		return nil
 	case errors.Is(err, bbolterrors.ErrInvalid), errors.Is(err, bbolterrors.ErrChecksum), errors.Is(err, bbolterrors.ErrVersionMismatch):
 		return &ErrCorruptLog{File: path, Detail: err.Error()}
-	case err != nil:
+	default:
 		return fmt.Errorf("open the Raft log %s: %w", path, err)
 	}
-	defer func() { _ = db.Close() }()
-	return db.View(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-			return b.ForEach(func(_, _ []byte) error { return nil })
-		})
-	})
 }
 
 func entrySum(h hash.Hash, l *raft.Log) []byte {

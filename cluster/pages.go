@@ -1,0 +1,203 @@
+package cluster
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"os"
+)
+
+// checkPages reads the file of the log as bbolt would and tells whether its pages
+// hang together: each in bounds and referred to once, of a known kind, with its
+// elements inside it and its keys in order.
+//
+// bbolt looks at that itself when it opens a file for writing, but panics when
+// it does not like what it sees, on a goroutine of its own, and follows a page
+// that refers to itself for ever. The layout is that of bbolt's file format
+// version 2 (go.etcd.io/bbolt/internal/common), little-endian on all platforms
+// that we build for.
+func checkPages(path string) error {
+	file, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(file) == 0 {
+		return nil // bbolt makes a new one
+	}
+	if err != nil {
+		return err
+	}
+	p, root, err := readMeta(file)
+	if err == nil {
+		err = p.bucket(root, 0)
+	}
+	if err != nil {
+		return &ErrCorruptLog{File: path, Detail: err.Error()}
+	}
+	return nil
+}
+
+const (
+	boltMagic   = 0xED0CDAED
+	boltVersion = 2
+	pageHead    = 16 // id 8, flags 2, count 2, overflow 4
+	elementSize = 16
+	branchPage  = 0x01
+	leafPage    = 0x02
+	bucketFlag  = 0x01 // of a leaf element whose value is a bucket
+	maxNesting  = 8    // of buckets, and of pages in a tree: far more than a log has
+	maxTree     = 32
+)
+
+type pages struct {
+	file  []byte
+	size  uint64 // of a page
+	limit uint64 // number of pages in use
+	seen  map[uint64]bool
+}
+
+var le = binary.LittleEndian
+
+// readMeta finds the newer of the two valid meta pages.
+func readMeta(file []byte) (*pages, uint64, error) {
+	var best *pages
+	var root, newest uint64
+	for _, at := range []uint64{0, uint64(os.Getpagesize())} {
+		if at+pageHead+64 > uint64(len(file)) {
+			continue
+		}
+		m := file[at+pageHead:]
+		sum := fnv.New64a()
+		sum.Write(m[:56])
+		if le.Uint32(m) != boltMagic || le.Uint32(m[4:]) != boltVersion || le.Uint64(m[56:]) != sum.Sum64() {
+			continue
+		}
+		if txid := le.Uint64(m[48:]); best == nil || txid > newest {
+			newest, root = txid, le.Uint64(m[16:])
+			best = &pages{file: file, size: uint64(le.Uint32(m[8:])), limit: le.Uint64(m[40:]), seen: map[uint64]bool{}}
+		}
+	}
+	if best == nil {
+		return nil, 0, errors.New("neither of its two heads is valid")
+	}
+	if best.size < 512 || best.size > 1<<16 {
+		return nil, 0, fmt.Errorf("its page size is %d", best.size)
+	}
+	return best, root, nil
+}
+
+func (p *pages) bucket(root uint64, nesting int) error {
+	if nesting > maxNesting {
+		return errors.New("its buckets are nested too deeply")
+	}
+	return p.tree(root, nil, nil, nesting, 0)
+}
+
+// tree checks the page and what is below it; its keys are in [low, high).
+func (p *pages) tree(id uint64, low, high []byte, nesting, depth int) error {
+	if depth > maxTree {
+		return errors.New("its pages form a loop")
+	}
+	page, err := p.page(id)
+	if err != nil {
+		return err
+	}
+	count := int(le.Uint16(page[10:]))
+	leaf := le.Uint16(page[8:]) == leafPage
+	keys := make([][]byte, count)
+	values := make([][]byte, count)
+	for i := range count {
+		if keys[i], values[i], err = element(page, i, leaf); err != nil {
+			return fmt.Errorf("page %d: %w", id, err)
+		}
+		if i > 0 && bytes.Compare(keys[i-1], keys[i]) >= 0 || bytes.Compare(keys[i], low) < 0 || high != nil && bytes.Compare(keys[i], high) >= 0 {
+			return fmt.Errorf("page %d: its keys are out of order", id)
+		}
+	}
+	for i := range count {
+		switch {
+		case !leaf:
+			next := high
+			if i+1 < count {
+				next = keys[i+1]
+			}
+			err = p.tree(le.Uint64(values[i]), keys[i], next, nesting, depth+1)
+		case le.Uint32(page[pageHead+i*elementSize:])&bucketFlag != 0:
+			if len(values[i]) < 16 {
+				return fmt.Errorf("page %d: a bucket is cut short", id)
+			}
+			if root := le.Uint64(values[i]); root != 0 {
+				err = p.bucket(root, nesting+1)
+			} else {
+				err = inline(values[i][16:])
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// page returns a page that nobody has referred to before, overflow included.
+func (p *pages) page(id uint64) ([]byte, error) {
+	if id < 2 || id >= p.limit || (id+1)*p.size > uint64(len(p.file)) {
+		return nil, fmt.Errorf("page %d is out of bounds", id)
+	}
+	page := p.file[id*p.size:]
+	overflow := uint64(le.Uint32(page[12:]))
+	flags := le.Uint16(page[8:])
+	switch {
+	case le.Uint64(page) != id || flags != leafPage && flags != branchPage:
+		return nil, fmt.Errorf("page %d is not what it should be", id)
+	case id+overflow >= p.limit || (id+overflow+1)*p.size > uint64(len(p.file)):
+		return nil, fmt.Errorf("page %d is out of bounds", id)
+	case flags == branchPage && le.Uint16(page[10:]) == 0:
+		return nil, fmt.Errorf("page %d leads nowhere", id)
+	}
+	for i := range overflow + 1 {
+		if p.seen[id+i] {
+			return nil, fmt.Errorf("page %d is referred to twice", id+i)
+		}
+		p.seen[id+i] = true
+	}
+	return page[:(overflow+1)*p.size], nil
+}
+
+// element returns key and value of a leaf element, or key and page id of a
+// branch element.
+func element(page []byte, i int, leaf bool) (key, value []byte, err error) {
+	at := uint64(pageHead + i*elementSize)
+	if at+elementSize > uint64(len(page)) {
+		return nil, nil, errors.New("it has more elements than fit")
+	}
+	e := page[at:]
+	position, keySize, valueSize := uint64(le.Uint32(e)), uint64(le.Uint32(e[4:])), uint64(0)
+	if leaf { // flags, position, key size, value size
+		position, keySize, valueSize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
+	}
+	if at+position+keySize+valueSize > uint64(len(page)) {
+		return nil, nil, errors.New("an element reaches beyond it")
+	}
+	if keySize == 0 {
+		return nil, nil, errors.New("an element has no key")
+	}
+	key = e[position : position+keySize]
+	if !leaf {
+		return key, e[8:16], nil
+	}
+	return key, e[position+keySize : position+keySize+valueSize], nil
+}
+
+// inline checks a bucket that is small enough to lie in its parent's value.
+func inline(page []byte) error {
+	if len(page) < pageHead || le.Uint16(page[8:]) != leafPage {
+		return errors.New("an inline bucket is not what it should be")
+	}
+	for i := range int(le.Uint16(page[10:])) {
+		if _, _, err := element(page, i, true); err != nil {
+			return fmt.Errorf("an inline bucket: %w", err)
+		}
+	}
+	return nil
+}
