@@ -19,3 +19,8 @@ func (n *Node) SetSeal(ctx context.Context, sealed bool) error {
 	}
 	return err
 }
+
+// HandTo transfers leadership to the peer id.
+func (n *Node) HandTo(ctx context.Context, id string) error {
+	return n.cluster.TransferLeadership(ctx, id)
+}

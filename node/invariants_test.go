@@ -150,6 +150,31 @@ func TestInvariant2SealedPeersKeepTheQuorum(t *testing.T) {
 	}
 }
 
+// Invariant 2: a sealed leader hands leadership to a peer that has keys.
+func TestInvariant2SealedLeaderHandsOver(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	for i := range 3 {
+		c.StopKeeper(i)
+	}
+	sealed := (c.Leader() + 1) % 3
+	c.Stop(sealed)
+	c.Start(sealed)
+	nodetest.Eventually(t, "the sealed peer leads", func() error {
+		if c.Node(sealed).Health().Leader {
+			return nil
+		}
+		return errors.Join(errors.New("not yet"), c.Node(c.Leader()).HandTo(ctx, c.Node(sealed).Health().Peer))
+	})
+	nodetest.Eventually(t, "a peer with keys leads", func() error {
+		if l := c.Leader(); c.Node(l).Health().Sealed {
+			return fmt.Errorf("peer %d leads, which is sealed", l+1)
+		}
+		return nil
+	})
+	put(t, c.Client(nodetest.Role("superuser"), (sealed+1)%3, (sealed+2)%3), "a/b", "x")
+}
+
 // Invariant 3: after a random schedule of restarts and snapshots under load, all
 // peers have equal hashes at an equal index.
 func TestInvariant3EqualHashesEverywhere(t *testing.T) {
