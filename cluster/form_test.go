@@ -109,6 +109,14 @@ func TestWipedPeerIsRefused(t *testing.T) {
 			if now, _, _ := c.nodes["n2"].Identity(); now != was {
 				t.Error("the cluster's identity changed")
 			}
+			if id == "n1" {
+				return
+			}
+			c.stop("n1") // the coordinator, which tells the others again that it is ready
+			c.start("n1")
+			eventually(t, "the coordinator names the wiped peer", func() bool {
+				return errors.Is(c.nodes["n1"].Status().Problem, ErrWiped)
+			})
 		})
 	}
 }
