@@ -73,12 +73,14 @@ func (a *applier) command(b []byte, s shape) *fsmpb.Result {
 	}
 	r := a.do(c)
 	if r.Code != fsmpb.Code_OK {
-		return a.reject(c, r.Code, r.Reason)
+		rejected := a.reject(c, r.Code, r.Reason)
+		rejected.Operation = r.Operation
+		return rejected
 	}
 	r.Index = a.index
 	if w := c.WriteId; w != nil {
 		e := &windowEntry{id: [16]byte(w.Id), index: w.Index, requestLen: uint8(len(w.Request)),
-			applied: a.index, version: r.Version, revision: r.Revision, versions: r.Versions}
+			applied: a.index, version: r.Version, revision: r.Revision, versions: r.Versions, operations: r.Operations}
 		copy(e.request[:], w.Request)
 		a.remember(a.hash, e)
 	}
@@ -132,18 +134,20 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 	}
 	switch op := c.Op.(type) {
 	case *fsmpb.Command_PutSecret:
-		return a.putSecret(op.PutSecret, now)
+		return a.carry(a.planPut(op.PutSecret, now))
 	case *fsmpb.Command_DeleteVersions:
 		d := op.DeleteVersions
-		return a.changeVersions(d.Token, d.ExpectedRevision, now, deletion(d.Versions))
+		return a.carry(a.planVersions(d.Token, d.ExpectedRevision, now, deletion(d.Versions)))
 	case *fsmpb.Command_UndeleteVersions:
 		d := op.UndeleteVersions
-		return a.changeVersions(d.Token, d.ExpectedRevision, now, undeletion(d.Versions))
+		return a.carry(a.planVersions(d.Token, d.ExpectedRevision, now, undeletion(d.Versions)))
 	case *fsmpb.Command_DestroyVersions:
 		d := op.DestroyVersions
-		return a.changeVersions(d.Token, d.ExpectedRevision, now, destruction(d.Versions))
+		return a.carry(a.planVersions(d.Token, d.ExpectedRevision, now, destruction(d.Versions)))
 	case *fsmpb.Command_PurgeSecret:
-		return a.purgeSecret(op.PurgeSecret)
+		return a.carry(a.planPurge(op.PurgeSecret))
+	case *fsmpb.Command_Transaction:
+		return a.transaction(op.Transaction, now)
 	case *fsmpb.Command_PutPolicy:
 		return a.putPolicy(op.PutPolicy, now)
 	case *fsmpb.Command_DeletePolicy:
@@ -190,6 +194,13 @@ func (a *applier) reject(c *fsmpb.Command, code fsmpb.Code, reason string) *fsmp
 		a.currentSecret(cur, op.DestroyVersions.Token)
 	case *fsmpb.Command_PurgeSecret:
 		a.currentSecret(cur, op.PurgeSecret.Token)
+	case *fsmpb.Command_Transaction:
+		for _, o := range op.Transaction.Operations {
+			var one fsmpb.Current
+			a.currentSecret(&one, operationToken(o))
+			cur.Secrets = append(cur.Secrets, &fsmpb.CurrentSecret{
+				Revision: one.SecretRevision, CurrentVersion: one.CurrentVersion, NextVersion: one.NextVersion})
+		}
 	case *fsmpb.Command_PutPolicy:
 		a.currentPolicy(cur, op.PutPolicy.Token)
 	case *fsmpb.Command_DeletePolicy:

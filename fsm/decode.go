@@ -13,17 +13,19 @@ import (
 // Bounds on what a command may carry. They decide results and so belong to the
 // format level.
 const (
-	MaxVersions     = 1000        // of one secret, and numbers in one command
-	MaxName         = 4<<10 + 256 // bytes of a sealed name
-	MaxKeyID        = 64          // bytes of a key or epoch id
-	MaxPolicyBody   = 64 << 10    // bytes of a sealed policy
-	MaxKeyring      = 1 << 20     // bytes of a sealed keyring
-	MaxShares       = 255         // in a share set
-	MaxPeer         = 255         // bytes of a peer's or keeper's name, or of a file's
-	MaxAnchors      = 1024        // peers that ever anchored
-	MaxEpochs       = 64          // purposes in a keyring
-	MaxSecretValue  = 16 << 20    // bytes, however the settings are
-	MaxWindow       = 1 << 22     // entries, however the settings are
+	MaxVersions     = 1000            // of one secret, and numbers in one command
+	MaxName         = 4<<10 + 256     // bytes of a sealed name
+	MaxKeyID        = 64              // bytes of a key or epoch id
+	MaxPolicyBody   = 64 << 10        // bytes of a sealed policy
+	MaxKeyring      = 1 << 20         // bytes of a sealed keyring
+	MaxShares       = 255             // in a share set
+	MaxPeer         = 255             // bytes of a peer's or keeper's name, or of a file's
+	MaxAnchors      = 1024            // peers that ever anchored
+	MaxEpochs       = 64              // purposes in a keyring
+	MaxSecretValue  = 16 << 20        // bytes, however the settings are
+	MaxOperations   = 64              // of one transaction
+	MaxTransaction  = 1<<20 + 512<<10 // bytes of a transaction's command: 1 MiB of values, their names and overhead
+	MaxWindow       = 1 << 22         // entries, however the settings are
 	maxWindowBytes  = 1 << 30
 	minWindowBytes  = 64 << 10 // so that one entry always fits
 	maxSmallCommand = 256 << 10
@@ -61,7 +63,7 @@ func scan(b []byte) shape {
 		case num <= 2:
 			want = protowire.VarintType
 		case num <= 4:
-		case num >= 16 && num <= 28:
+		case num >= 16 && num <= 29:
 			ops++
 			limit = maxSmallCommand
 			switch num {
@@ -69,6 +71,14 @@ func scan(b []byte) shape {
 				limit += MaxSecretValue
 			case 25:
 				limit += MaxKeyring
+			case 29:
+				limit = MaxTransaction
+				if typ == protowire.BytesType {
+					operations, _ := protowire.ConsumeBytes(b[len(b)-len(rest)-n:])
+					if bad := scanTransaction(operations); bad != "" && s.bad == "" {
+						s.bad = bad
+					}
+				}
 			}
 		default:
 			s.bad = "unknown field"
@@ -91,6 +101,32 @@ func scan(b []byte) shape {
 		s.bad = "command too long"
 	}
 	return s
+}
+
+// scanTransaction counts operations before anything is allocated for them, and
+// sees to it that each is one: what a decoder makes of several is not ours to say.
+func scanTransaction(b []byte) string {
+	operations := 0
+	for rest := b; len(rest) > 0; operations++ {
+		num, typ, n := protowire.ConsumeField(rest)
+		if n < 0 || num != 1 || typ != protowire.BytesType {
+			return "not a transaction"
+		}
+		_, _, tag := protowire.ConsumeTag(rest)
+		operation, _ := protowire.ConsumeBytes(rest[tag:])
+		num, typ, one := protowire.ConsumeField(operation)
+		if one < 0 || one != len(operation) || num < 1 || num > 4 || typ != protowire.BytesType {
+			return "not one operation each"
+		}
+		if operations == MaxOperations {
+			return "too many operations"
+		}
+		rest = rest[n:]
+	}
+	if operations == 0 {
+		return "no operations"
+	}
+	return ""
 }
 
 // decode reads a command and checks everything that needs no state. A second
@@ -146,6 +182,8 @@ func checkOp(c *fsmpb.Command) string {
 		return checkVersions(op.DestroyVersions.Token, op.DestroyVersions.Versions, unknown(op.DestroyVersions))
 	case *fsmpb.Command_PurgeSecret:
 		return checkVersions(op.PurgeSecret.Token, nil, unknown(op.PurgeSecret))
+	case *fsmpb.Command_Transaction:
+		return checkTransaction(op.Transaction)
 	case *fsmpb.Command_PutPolicy:
 		if n := len(op.PutPolicy.Body); n == 0 || n > MaxPolicyBody {
 			return "policy body empty or too long"
@@ -212,6 +250,58 @@ func checkPut(p *fsmpb.PutSecret) string {
 		return "too many versions to keep"
 	}
 	return ""
+}
+
+func checkTransaction(t *fsmpb.Transaction) string {
+	if unknown(t) {
+		return "unknown field"
+	}
+	named := make(map[Token]bool, len(t.Operations)) // looked up, never ranged over
+	versions := 0
+	for _, o := range t.Operations {
+		bad := ""
+		switch op := o.Op.(type) {
+		case *fsmpb.Operation_PutSecret:
+			bad = checkPut(op.PutSecret)
+		case *fsmpb.Operation_DeleteVersions:
+			versions += len(op.DeleteVersions.Versions)
+			bad = checkVersions(op.DeleteVersions.Token, op.DeleteVersions.Versions, unknown(op.DeleteVersions))
+		case *fsmpb.Operation_DestroyVersions:
+			versions += len(op.DestroyVersions.Versions)
+			if bad = checkVersions(op.DestroyVersions.Token, op.DestroyVersions.Versions, unknown(op.DestroyVersions)); bad == "" && len(op.DestroyVersions.Versions) == 0 {
+				bad = "no versions to destroy"
+			}
+		case *fsmpb.Operation_PurgeSecret:
+			bad = checkVersions(op.PurgeSecret.Token, nil, unknown(op.PurgeSecret))
+		default:
+			bad = "no operation"
+		}
+		if bad != "" {
+			return bad
+		}
+		token := Token(operationToken(o))
+		if named[token] {
+			return "one secret twice in a transaction"
+		}
+		named[token] = true
+	}
+	if versions > MaxVersions {
+		return "too many version numbers"
+	}
+	return ""
+}
+
+// operationToken is the secret that an operation names.
+func operationToken(o *fsmpb.Operation) []byte {
+	switch op := o.Op.(type) {
+	case *fsmpb.Operation_PutSecret:
+		return op.PutSecret.Token
+	case *fsmpb.Operation_DeleteVersions:
+		return op.DeleteVersions.Token
+	case *fsmpb.Operation_DestroyVersions:
+		return op.DestroyVersions.Token
+	}
+	return o.GetPurgeSecret().GetToken()
 }
 
 func checkVersions(token []byte, versions []uint64, unknown bool) string {

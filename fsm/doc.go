@@ -23,6 +23,9 @@
 //     needs to decide again, and does not enter the write-id window.
 //   - An entry becomes visible at once, as one View and one Delta. Views take no
 //     lock and never change. What they hand out is shared: nobody may change it.
+//   - A transaction changes all of its secrets or none; a rejection names the
+//     operation that could not be and carries the present state of every secret
+//     named. Its operations name different secrets, so their order decides nothing.
 //   - A write id is applied at most once: its result is replayed while it is in
 //     the window, and an id that may have left the window is refused.
 //   - A snapshot is exactly the state at the view's index. Restore checks all of

@@ -18,7 +18,7 @@ import (
 func FuzzApply(f *testing.F) {
 	m, a, gone, p := ready(f)
 	for _, c := range []*fsmpb.Command{found(nil), with(1, 2, put("a", a, 3, "x")), del("a", a, 1, 0), undel("gone", gone),
-		destroy("a", a, 1, 2), purge("a", a), putPolicy("p", p, "x"), delPolicy("p", p), begin(2, shareID(1)), commit(2),
+		destroy("a", a, 1, 2), purge("a", a), with(1, 2, all(put("a", a, 3, "x"), put("new", 0, 1, "y"), del("gone", gone, 1))), all(destroy("a", a, 2), purge("gone", gone)), putPolicy("p", p, "x"), delPolicy("p", p), begin(2, shareID(1)), commit(2),
 		setSeal(true, 0), anchor("nexus-1", 11), putSettings(1, &fsmpb.Settings{WindowEntries: 1})} {
 		f.Add(encode(f, c))
 	}

@@ -83,6 +83,11 @@ func story(t *testing.T) [][]step {
 		one("delete a policy", delPolicy("p", 2)),
 		one("settings", putSettings(1, &fsmpb.Settings{MaxVersions: 5, WindowEntries: 2})),
 		one("begin a rekey", begin(3, shareID(2))),
+		one("a transaction", with(5, 35, at(15000, all(put("t", 0, 1, "t"), put("a", 9, 5, "five"), put("u", 0, 1, "u"))))),
+		one("a retry of it", with(5, 35, all(put("t", 0, 1, "t")))),
+		one("a transaction of which the second cannot be", all(put("t", 16, 2, "t"), put("u", 16, 2, "u"))),
+		one("delete, destroy and purge at once", at(16000, all(del("t", 16), destroy("u", 18, 1), purge("a", 17)))),
+		one("one secret twice", all(put("t", 19, 2, "t"), purge("t", 19))),
 		{{"malformed", []byte{0x08, 0x01, 0xff}}},
 		{},
 	}

@@ -169,6 +169,17 @@ func (h *hasher) window(e *windowEntry) sum {
 	for _, v := range e.versions {
 		h.num(v)
 	}
+	if len(e.operations) > 0 {
+		h.num(uint64(len(e.operations)))
+		for _, o := range e.operations {
+			h.num(o.Version)
+			h.num(o.Revision)
+			h.num(uint64(len(o.Versions)))
+			for _, v := range o.Versions {
+				h.num(v)
+			}
+		}
+	}
 	return h.end()
 }
 

@@ -107,6 +107,87 @@ func (m *model) change(op, name string, numbers []uint64) (code fsmpb.Code, chan
 	return fsmpb.Code_OK, changed
 }
 
+func (m *model) clone() *model {
+	n := &model{max: m.max, secrets: map[string]*modelSecret{}}
+	for name, s := range m.secrets {
+		c := &modelSecret{versions: map[uint64]*modelVersion{}, current: s.current}
+		for i, v := range s.versions {
+			copied := *v
+			c.versions[i] = &copied
+		}
+		n.secrets[name] = c
+	}
+	return n
+}
+
+// transaction draws operations on several secrets, some of them impossible, and
+// does them all or none.
+func (m *model) transaction(t *rapid.T, names []string, machine *fsm.Machine, index uint64) (*fsmpb.Command, func(*fsmpb.Result)) {
+	before := m.clone()
+	var commands []*fsmpb.Command
+	results := make([]*fsmpb.OperationResult, len(names))
+	failed := 0
+	code := fsmpb.Code_OK
+	fail := func(i int, c fsmpb.Code) {
+		if failed == 0 {
+			failed, code = i+1, c
+		}
+	}
+	for i, name := range names {
+		s := secret(machine, name)
+		revision := s.GetRevision()
+		stale := rapid.IntRange(0, 5).Draw(t, "stale") == 0
+		if stale {
+			revision += 1 << 40
+		}
+		results[i] = &fsmpb.OperationResult{}
+		kind := rapid.SampledFrom([]string{"put", "put", "delete", "destroy", "purge"}).Draw(t, "operation")
+		switch {
+		case kind == "put":
+			value := fmt.Sprint("transaction ", index, name)
+			commands = append(commands, put(name, revision, fsm.NextVersion(s), value))
+			results[i].Version = m.put(name, value)
+			if stale {
+				fail(i, fsmpb.Code_CONFLICT)
+			}
+			continue
+		case kind == "purge":
+			commands = append(commands, purge(name, revision))
+			delete(m.secrets, name)
+		default:
+			numbers := rapid.SliceOfN(rapid.Uint64Range(0, 6), 1, 3).Draw(t, "numbers")
+			build := map[string]func(string, uint64, ...uint64) *fsmpb.Command{"delete": del, "destroy": destroy}[kind]
+			commands = append(commands, build(name, revision, numbers...))
+			_, results[i].Versions = m.change(kind, name, numbers)
+		}
+		if s == nil {
+			fail(i, fsmpb.Code_NOT_FOUND)
+		} else if stale {
+			fail(i, fsmpb.Code_CONFLICT)
+		}
+	}
+	if failed > 0 {
+		*m = *before
+	}
+	return all(commands...), func(r *fsmpb.Result) {
+		want(t, r, code)
+		if int(r.Operation) != failed {
+			t.Fatal("operation: ", r.Operation, failed)
+		}
+		if failed > 0 {
+			if len(r.Current.Secrets) != len(names) {
+				t.Fatal("a rejection has not the present state of each secret")
+			}
+			return
+		}
+		for i, o := range r.Operations {
+			if o.Version != results[i].Version || !slices.Equal(o.Versions, results[i].Versions) {
+				t.Fatal("operation result: ", o, results[i])
+			}
+		}
+	}
+}
+
 func (m *model) check(t *rapid.T, v *fsm.View) {
 	if v.SecretCount() != len(m.secrets) {
 		t.Fatal("secrets: ", v.SecretCount(), len(m.secrets))
@@ -166,7 +247,7 @@ func TestModel(t *testing.T) {
 			used := map[string]bool{} // revisions within one entry cannot be known
 			for range rapid.IntRange(0, 4).Draw(t, "commands") {
 				name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name")
-				kind := rapid.SampledFrom([]string{"put", "put", "put", "delete", "undelete", "destroy", "purge", "policy", "anchor", "retry"}).Draw(t, "kind")
+				kind := rapid.SampledFrom([]string{"put", "put", "put", "delete", "undelete", "destroy", "purge", "policy", "anchor", "retry", "transaction", "transaction"}).Draw(t, "kind")
 				if used[name] && kind != "retry" {
 					continue
 				}
@@ -205,6 +286,14 @@ func TestModel(t *testing.T) {
 						check = func(r *fsmpb.Result) { want(t, r, fsmpb.Code_NOT_FOUND) }
 					}
 					delete(mod.secrets, name)
+				case "transaction":
+					names := []string{name}
+					for _, other := range []string{"a", "b", "c"} {
+						if !used[other] && rapid.Bool().Draw(t, "and") {
+							names, used[other] = append(names, other), true
+						}
+					}
+					c, check = mod.transaction(t, names, m, index)
 				case "policy":
 					p, _ := m.View().Policy(fsm.Token(token(name)))
 					c = putPolicy(name, p.GetRevision(), fmt.Sprint("policy ", index))

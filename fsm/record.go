@@ -34,11 +34,12 @@ func (r *policyRecord) key() *Token { return &r.token }
 // Accounted bytes beyond the variable parts of a record: about what it costs in
 // memory. They decide STATE_FULL and so belong to the format level.
 const (
-	secretOverhead  = 384
-	versionOverhead = 160
-	policyOverhead  = 256
-	anchorOverhead  = 256
-	windowOverhead  = 192
+	secretOverhead    = 384
+	versionOverhead   = 160
+	policyOverhead    = 256
+	anchorOverhead    = 256
+	windowOverhead    = 192
+	operationOverhead = 96 // of a transaction, in the window
 )
 
 func versionSize(v *fsmpb.Version) uint64 { return versionOverhead + uint64(len(v.Value)) }

@@ -272,8 +272,11 @@ func (r *restorer) windowEntry(w *fsmpb.WindowEntry) string {
 	if unknown(w) || len(w.Id) != 16 || len(w.Request) > 32 || len(w.Versions) > MaxVersions {
 		return "bad write-id result"
 	}
+	if bad := checkOperationResults(w.Operations); bad != "" {
+		return bad
+	}
 	e := &windowEntry{id: [16]byte(w.Id), index: w.Index, requestLen: uint8(len(w.Request)),
-		applied: w.Applied, version: w.Version, revision: w.Revision, versions: w.Versions}
+		applied: w.Applied, version: w.Version, revision: w.Revision, versions: w.Versions, operations: w.Operations}
 	copy(e.request[:], w.Request)
 	if _, twice := r.window.byID[e.id]; twice {
 		return "two results of one write id"
@@ -291,6 +294,20 @@ func (r *restorer) windowEntry(w *fsmpb.WindowEntry) string {
 		return "more write-id results than the settings allow"
 	}
 	r.tr.Window++
+	return ""
+}
+
+func checkOperationResults(results []*fsmpb.OperationResult) string {
+	versions := 0
+	for _, o := range results {
+		if unknown(o) {
+			return "unknown field in a write-id result"
+		}
+		versions += len(o.Versions)
+	}
+	if len(results) > MaxOperations || versions > MaxVersions {
+		return "a write-id result of too many operations"
+	}
 	return ""
 }
 

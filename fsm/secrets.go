@@ -7,8 +7,119 @@ import (
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 )
 
-// putSecret writes a version: of a new secret, or the next one of an old.
-func (a *applier) putSecret(p *fsmpb.PutSecret, now int64) *fsmpb.Result {
+// plan is what one operation makes of one secret. Making a plan changes nothing,
+// so that a transaction can have all of its plans before it enacts any.
+type plan struct {
+	old, n *secretRecord // old nil: there was none; n nil: it goes
+	gain   sum           // what the versions of n and old change in the data hash
+	idle   bool          // nothing changes, and that is fine
+	result *fsmpb.Result // not OK: refused, and nothing else is set
+}
+
+func refusal(code fsmpb.Code, reason string) plan { return plan{result: refuse(code, reason)} }
+
+// grows returns by how many bytes the plan makes the state larger and smaller.
+func (p *plan) grows() (more, less uint64) {
+	if p.n != nil {
+		more = p.n.size
+	}
+	if p.old != nil {
+		less = p.old.size
+	}
+	return more, less
+}
+
+// carry enacts one plan, unless it is refused or the state has no room for it.
+func (a *applier) carry(p plan) *fsmpb.Result {
+	if p.result.Code != fsmpb.Code_OK {
+		return p.result
+	}
+	if !p.idle && !a.room(p.grows()) {
+		return refuse(fsmpb.Code_STATE_FULL, "")
+	}
+	return a.enact(p)
+}
+
+// room tells whether the state may change by so many bytes. What does not grow
+// it is never refused.
+func (a *applier) room(more, less uint64) bool {
+	return more <= less || a.size-less+more <= a.settings.StateLimitBytes
+}
+
+// enact makes a plan the state.
+func (a *applier) enact(p plan) *fsmpb.Result {
+	r := p.result
+	if p.idle {
+		r.Revision = p.old.pb.Revision
+		return r
+	}
+	revision := a.revise()
+	a.sums.data = a.sums.data.plus(p.gain)
+	if p.old != nil {
+		a.sums.data = a.sums.data.minus(p.old.head)
+		a.size -= p.old.size
+	}
+	if n := p.n; n != nil {
+		n.pb.Revision, r.Revision = revision, revision
+		n.head = a.hash.secret(&n.pb)
+		a.sums.data = a.sums.data.plus(n.head)
+		a.size += n.size
+		a.secrets.set(n)
+		a.changes.secret(n.token, p.old, n)
+	} else {
+		a.secrets.delete(p.old)
+		a.changes.secret(p.old.token, p.old, nil)
+	}
+	a.dirty.secrets = true
+	return r
+}
+
+// transaction enacts all of its operations or, when one cannot be, none. They
+// name different secrets, so each is planned on the state before all of them.
+func (a *applier) transaction(t *fsmpb.Transaction, now int64) *fsmpb.Result {
+	plans := make([]plan, len(t.Operations))
+	var more, less uint64
+	for i, o := range t.Operations {
+		p := a.operation(o, now)
+		if p.result.Code != fsmpb.Code_OK {
+			p.result.Operation = uint32(i + 1)
+			return p.result
+		}
+		if !p.idle {
+			m, l := p.grows()
+			more, less = more+m, less+l
+		}
+		plans[i] = p
+	}
+	if !a.room(more, less) {
+		return refuse(fsmpb.Code_STATE_FULL, "")
+	}
+	r := &fsmpb.Result{Code: fsmpb.Code_OK, Operations: make([]*fsmpb.OperationResult, len(plans))}
+	for i, p := range plans {
+		one := a.enact(p)
+		r.Operations[i] = &fsmpb.OperationResult{Version: one.Version, Revision: one.Revision, Versions: one.Versions}
+	}
+	return r
+}
+
+func (a *applier) operation(o *fsmpb.Operation, now int64) plan {
+	switch op := o.Op.(type) {
+	case *fsmpb.Operation_PutSecret:
+		return a.planPut(op.PutSecret, now)
+	case *fsmpb.Operation_DeleteVersions:
+		d := op.DeleteVersions
+		return a.planVersions(d.Token, d.ExpectedRevision, now, deletion(d.Versions))
+	case *fsmpb.Operation_DestroyVersions:
+		d := op.DestroyVersions
+		return a.planVersions(d.Token, d.ExpectedRevision, now, destruction(d.Versions))
+	case *fsmpb.Operation_PurgeSecret:
+		return a.planPurge(op.PurgeSecret)
+	}
+	return refusal(fsmpb.Code_INVALID, "no operation") // decode lets none through
+}
+
+// planPut writes a version: of a new secret, or the next one of an old.
+func (a *applier) planPut(p *fsmpb.PutSecret, now int64) plan {
 	t := Token(p.Token)
 	old, exists := a.secrets.get(t)
 	var pb *fsmpb.Secret
@@ -16,16 +127,16 @@ func (a *applier) putSecret(p *fsmpb.PutSecret, now int64) *fsmpb.Result {
 		pb = &old.pb
 	}
 	if p.ExpectedRevision != pb.GetRevision() {
-		return refuse(fsmpb.Code_CONFLICT, "the secret changed")
+		return refusal(fsmpb.Code_CONFLICT, "the secret changed")
 	}
 	if p.Version != NextVersion(pb) {
-		return refuse(fsmpb.Code_CONFLICT, "the value is sealed under another version number")
+		return refusal(fsmpb.Code_CONFLICT, "the value is sealed under another version number")
 	}
 	if uint64(len(p.Value)) > a.settings.SecretLimitBytes {
-		return refuse(fsmpb.Code_TOO_LARGE, "")
+		return refusal(fsmpb.Code_TOO_LARGE, "")
 	}
 	if !exists {
-		return a.newSecret(t, p, now)
+		return a.planNew(t, p, now)
 	}
 
 	// The new version takes the place of a deleted one with its number, or comes
@@ -63,23 +174,20 @@ func (a *applier) putSecret(p *fsmpb.PutSecret, now int64) *fsmpb.Result {
 		n.pb.Oldest = p.Version
 	}
 
-	if n.size > old.size && a.size-old.size+n.size > a.settings.StateLimitBytes {
-		return refuse(fsmpb.Code_STATE_FULL, "")
-	}
-	data := a.sums.data.plus(a.hash.version(t, put, value))
+	gain := a.hash.version(t, put, value)
 	if replaced {
-		data = data.minus(a.hash.version(t, versions[at], old.values[at]))
+		gain = gain.minus(a.hash.version(t, versions[at], old.values[at]))
 	}
 	for i := range drop {
-		data = data.minus(a.hash.version(t, versions[i], old.values[i]))
+		gain = gain.minus(a.hash.version(t, versions[i], old.values[i]))
 	}
-	return a.replaceSecret(old, n, data, &fsmpb.Result{Version: p.Version})
+	return plan{old: old, n: n, gain: gain, result: &fsmpb.Result{Code: fsmpb.Code_OK, Version: p.Version}}
 }
 
-// newSecret writes the first version of a secret.
-func (a *applier) newSecret(t Token, p *fsmpb.PutSecret, now int64) *fsmpb.Result {
+// planNew writes the first version of a secret.
+func (a *applier) planNew(t Token, p *fsmpb.PutSecret, now int64) plan {
 	if len(p.Name) == 0 {
-		return refuse(fsmpb.Code_INVALID, "a new secret without a name")
+		return refusal(fsmpb.Code_INVALID, "a new secret without a name")
 	}
 	keep := p.MaxVersions
 	if keep == 0 {
@@ -91,50 +199,23 @@ func (a *applier) newSecret(t Token, p *fsmpb.PutSecret, now int64) *fsmpb.Resul
 	n.addVersion(put, value)
 	n.pb.Created, n.pb.Updated = now, now
 	n.pb.Current, n.pb.Oldest = p.Version, p.Version
-	if a.size+n.size > a.settings.StateLimitBytes {
-		return refuse(fsmpb.Code_STATE_FULL, "")
-	}
-	data := a.sums.data.plus(a.hash.version(t, put, value))
-	return a.replaceSecret(nil, n, data, &fsmpb.Result{Version: p.Version})
+	return plan{n: n, gain: a.hash.version(t, put, value), result: &fsmpb.Result{Code: fsmpb.Code_OK, Version: p.Version}}
 }
 
-// replaceSecret puts n in the place of old, which is nil for a new secret. The
-// hash data already knows the versions of n.
-func (a *applier) replaceSecret(old, n *secretRecord, data sum, r *fsmpb.Result) *fsmpb.Result {
-	n.pb.Revision = a.revise()
-	n.head = a.hash.secret(&n.pb)
-	a.sums.data = data.plus(n.head)
-	a.size += n.size
-	if old != nil {
-		a.sums.data = a.sums.data.minus(old.head)
-		a.size -= old.size
-	}
-	a.secrets.set(n)
-	a.dirty.secrets = true
-	a.changes.secret(n.token, old, n)
-	r.Code, r.Revision = fsmpb.Code_OK, n.pb.Revision
-	return r
-}
-
-// purgeSecret removes a secret with all its versions.
-func (a *applier) purgeSecret(p *fsmpb.PurgeSecret) *fsmpb.Result {
+// planPurge removes a secret with all its versions.
+func (a *applier) planPurge(p *fsmpb.PurgeSecret) plan {
 	old, ok := a.secrets.get(Token(p.Token))
 	if !ok {
-		return refuse(fsmpb.Code_NOT_FOUND, "")
+		return refusal(fsmpb.Code_NOT_FOUND, "")
 	}
 	if p.ExpectedRevision != old.pb.Revision {
-		return refuse(fsmpb.Code_CONFLICT, "the secret changed")
+		return refusal(fsmpb.Code_CONFLICT, "the secret changed")
 	}
-	a.sums.data = a.sums.data.minus(old.head)
+	var gain sum
 	for i, v := range old.pb.Versions {
-		a.sums.data = a.sums.data.minus(a.hash.version(old.token, v, old.values[i]))
+		gain = gain.minus(a.hash.version(old.token, v, old.values[i]))
 	}
-	a.revise()
-	a.size -= old.size
-	a.secrets.delete(old)
-	a.dirty.secrets = true
-	a.changes.secret(old.token, old, nil)
-	return &fsmpb.Result{Code: fsmpb.Code_OK}
+	return plan{old: old, gain: gain, result: &fsmpb.Result{Code: fsmpb.Code_OK}}
 }
 
 // versionChange is what delete, undelete and destroy differ in.
@@ -216,14 +297,14 @@ func mark(now int64) int64 {
 	return now
 }
 
-// changeVersions deletes, undeletes or destroys versions of a secret.
-func (a *applier) changeVersions(token []byte, expected uint64, now int64, c versionChange) *fsmpb.Result {
+// planVersions deletes, undeletes or destroys versions of a secret.
+func (a *applier) planVersions(token []byte, expected uint64, now int64, c versionChange) plan {
 	old, ok := a.secrets.get(Token(token))
 	if !ok {
-		return refuse(fsmpb.Code_NOT_FOUND, "")
+		return refusal(fsmpb.Code_NOT_FOUND, "")
 	}
 	if expected != old.pb.Revision {
-		return refuse(fsmpb.Code_CONFLICT, "the secret changed")
+		return refusal(fsmpb.Code_CONFLICT, "the secret changed")
 	}
 	numbers := c.numbers
 	if len(numbers) == 0 {
@@ -238,17 +319,17 @@ func (a *applier) changeVersions(token []byte, expected uint64, now int64, c ver
 
 	n := old.next(len(old.pb.Versions))
 	n.pb.Updated = now
-	data := a.sums.data
-	r := &fsmpb.Result{}
+	var gain sum
+	r := &fsmpb.Result{Code: fsmpb.Code_OK}
 	for i, v := range old.pb.Versions {
 		value := old.values[i]
 		if _, meant := slices.BinarySearch(numbers, v.Version); meant {
 			if changed := c.change(v, now); changed != nil {
-				data = data.minus(a.hash.version(old.token, v, value))
+				gain = gain.minus(a.hash.version(old.token, v, value))
 				if changed.Destroyed {
 					value = digest{}
 				}
-				data = data.plus(a.hash.version(old.token, changed, value))
+				gain = gain.plus(a.hash.version(old.token, changed, value))
 				r.Versions = append(r.Versions, v.Version)
 				v = changed
 			}
@@ -258,11 +339,10 @@ func (a *applier) changeVersions(token []byte, expected uint64, now int64, c ver
 	switch {
 	case len(r.Versions) > 0:
 	case c.must:
-		return refuse(fsmpb.Code_NOT_FOUND, "nothing to undelete")
+		return refusal(fsmpb.Code_NOT_FOUND, "nothing to undelete")
 	default: // nothing changed, and that is fine
-		r.Code, r.Revision = fsmpb.Code_OK, old.pb.Revision
-		return r
+		return plan{old: old, idle: true, result: r}
 	}
 	n.live()
-	return a.replaceSecret(old, n, data, r)
+	return plan{old: old, n: n, gain: gain, result: r}
 }

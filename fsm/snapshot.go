@@ -66,7 +66,7 @@ func (v *View) writeSnapshot(out io.Writer) error {
 		}
 		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Window{Window: &fsmpb.WindowEntry{
 			Id: e.id[:], Index: e.index, Request: e.requestBytes(), Applied: e.applied,
-			Version: e.version, Revision: e.revision, Versions: e.versions}}})
+			Version: e.version, Revision: e.revision, Versions: e.versions, Operations: e.operations}}})
 	}
 
 	data, all := v.Hashes()

@@ -111,6 +111,26 @@ func purge(name string, expected uint64) *fsmpb.Command {
 		Token: token(name), ExpectedRevision: expected}}}
 }
 
+// all makes one transaction of commands that have one operation each.
+func all(commands ...*fsmpb.Command) *fsmpb.Command {
+	tx := &fsmpb.Transaction{}
+	for _, c := range commands {
+		o := &fsmpb.Operation{}
+		switch op := c.Op.(type) {
+		case *fsmpb.Command_PutSecret:
+			o.Op = &fsmpb.Operation_PutSecret{PutSecret: op.PutSecret}
+		case *fsmpb.Command_DeleteVersions:
+			o.Op = &fsmpb.Operation_DeleteVersions{DeleteVersions: op.DeleteVersions}
+		case *fsmpb.Command_DestroyVersions:
+			o.Op = &fsmpb.Operation_DestroyVersions{DestroyVersions: op.DestroyVersions}
+		case *fsmpb.Command_PurgeSecret:
+			o.Op = &fsmpb.Operation_PurgeSecret{PurgeSecret: op.PurgeSecret}
+		}
+		tx.Operations = append(tx.Operations, o)
+	}
+	return &fsmpb.Command{Op: &fsmpb.Command_Transaction{Transaction: tx}}
+}
+
 func putPolicy(name string, expected uint64, body string) *fsmpb.Command {
 	return &fsmpb.Command{Op: &fsmpb.Command_PutPolicy{PutPolicy: &fsmpb.PutPolicy{
 		Token: token(name), ExpectedRevision: expected, Body: []byte(body)}}}

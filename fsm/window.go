@@ -17,17 +17,22 @@ type windowEntry struct {
 	version    uint64
 	revision   uint64
 	versions   []uint64
+	operations []*fsmpb.OperationResult // of a transaction
 }
 
 func (e *windowEntry) requestBytes() []byte { return e.request[:e.requestLen] }
 
 func (e *windowEntry) size() uint64 {
-	return windowOverhead + uint64(e.requestLen) + 8*uint64(len(e.versions))
+	n := windowOverhead + uint64(e.requestLen) + 8*uint64(len(e.versions))
+	for _, o := range e.operations {
+		n += operationOverhead + 8*uint64(len(o.Versions))
+	}
+	return n
 }
 
 func (e *windowEntry) result() *fsmpb.Result {
 	return &fsmpb.Result{Code: fsmpb.Code_OK, Index: e.applied, Replayed: true,
-		Version: e.version, Revision: e.revision, Versions: e.versions}
+		Version: e.version, Revision: e.revision, Versions: e.versions, Operations: e.operations}
 }
 
 // window holds the results of the last commands that carried a write id, first

@@ -130,6 +130,7 @@ type Command struct {
 	//	*Command_SetSeal
 	//	*Command_AnchorAudit
 	//	*Command_PutSettings
+	//	*Command_Transaction
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -317,6 +318,15 @@ func (x *Command) GetPutSettings() *PutSettings {
 	return nil
 }
 
+func (x *Command) GetTransaction() *Transaction {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Transaction); ok {
+			return x.Transaction
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -373,6 +383,10 @@ type Command_PutSettings struct {
 	PutSettings *PutSettings `protobuf:"bytes,28,opt,name=put_settings,json=putSettings,proto3,oneof"`
 }
 
+type Command_Transaction struct {
+	Transaction *Transaction `protobuf:"bytes,29,opt,name=transaction,proto3,oneof"`
+}
+
 func (*Command_Found) isCommand_Op() {}
 
 func (*Command_PutSecret) isCommand_Op() {}
@@ -398,6 +412,8 @@ func (*Command_SetSeal) isCommand_Op() {}
 func (*Command_AnchorAudit) isCommand_Op() {}
 
 func (*Command_PutSettings) isCommand_Op() {}
+
+func (*Command_Transaction) isCommand_Op() {}
 
 // WriteID names one request across retries, re-decisions and changes of peer.
 type WriteID struct {
@@ -1002,6 +1018,166 @@ func (x *PurgeSecret) GetExpectedRevision() uint64 {
 	return 0
 }
 
+// Transaction changes several secrets or none of them. Each is named once, so
+// that no operation depends on another.
+type Transaction struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"` // 1 to 64
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transaction) Reset() {
+	*x = Transaction{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transaction) ProtoMessage() {}
+
+func (x *Transaction) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transaction.ProtoReflect.Descriptor instead.
+func (*Transaction) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Transaction) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type Operation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Op:
+	//
+	//	*Operation_PutSecret
+	//	*Operation_DeleteVersions
+	//	*Operation_DestroyVersions
+	//	*Operation_PurgeSecret
+	Op            isOperation_Op `protobuf_oneof:"op"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Operation) GetOp() isOperation_Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *Operation) GetPutSecret() *PutSecret {
+	if x != nil {
+		if x, ok := x.Op.(*Operation_PutSecret); ok {
+			return x.PutSecret
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetDeleteVersions() *DeleteVersions {
+	if x != nil {
+		if x, ok := x.Op.(*Operation_DeleteVersions); ok {
+			return x.DeleteVersions
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetDestroyVersions() *DestroyVersions {
+	if x != nil {
+		if x, ok := x.Op.(*Operation_DestroyVersions); ok {
+			return x.DestroyVersions
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetPurgeSecret() *PurgeSecret {
+	if x != nil {
+		if x, ok := x.Op.(*Operation_PurgeSecret); ok {
+			return x.PurgeSecret
+		}
+	}
+	return nil
+}
+
+type isOperation_Op interface {
+	isOperation_Op()
+}
+
+type Operation_PutSecret struct {
+	PutSecret *PutSecret `protobuf:"bytes,1,opt,name=put_secret,json=putSecret,proto3,oneof"`
+}
+
+type Operation_DeleteVersions struct {
+	DeleteVersions *DeleteVersions `protobuf:"bytes,2,opt,name=delete_versions,json=deleteVersions,proto3,oneof"`
+}
+
+type Operation_DestroyVersions struct {
+	DestroyVersions *DestroyVersions `protobuf:"bytes,3,opt,name=destroy_versions,json=destroyVersions,proto3,oneof"`
+}
+
+type Operation_PurgeSecret struct {
+	PurgeSecret *PurgeSecret `protobuf:"bytes,4,opt,name=purge_secret,json=purgeSecret,proto3,oneof"`
+}
+
+func (*Operation_PutSecret) isOperation_Op() {}
+
+func (*Operation_DeleteVersions) isOperation_Op() {}
+
+func (*Operation_DestroyVersions) isOperation_Op() {}
+
+func (*Operation_PurgeSecret) isOperation_Op() {}
+
 type PutPolicy struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Token            []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -1013,7 +1189,7 @@ type PutPolicy struct {
 
 func (x *PutPolicy) Reset() {
 	*x = PutPolicy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1201,7 @@ func (x *PutPolicy) String() string {
 func (*PutPolicy) ProtoMessage() {}
 
 func (x *PutPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1214,7 @@ func (x *PutPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPolicy.ProtoReflect.Descriptor instead.
 func (*PutPolicy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{10}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PutPolicy) GetToken() []byte {
@@ -1072,7 +1248,7 @@ type DeletePolicy struct {
 
 func (x *DeletePolicy) Reset() {
 	*x = DeletePolicy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1260,7 @@ func (x *DeletePolicy) String() string {
 func (*DeletePolicy) ProtoMessage() {}
 
 func (x *DeletePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1273,7 @@ func (x *DeletePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicy.ProtoReflect.Descriptor instead.
 func (*DeletePolicy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{11}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeletePolicy) GetToken() []byte {
@@ -1128,7 +1304,7 @@ type ShareSet struct {
 
 func (x *ShareSet) Reset() {
 	*x = ShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1316,7 @@ func (x *ShareSet) String() string {
 func (*ShareSet) ProtoMessage() {}
 
 func (x *ShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1329,7 @@ func (x *ShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareSet.ProtoReflect.Descriptor instead.
 func (*ShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{12}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ShareSet) GetId() []byte {
@@ -1201,7 +1377,7 @@ type BeginShareSet struct {
 
 func (x *BeginShareSet) Reset() {
 	*x = BeginShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1389,7 @@ func (x *BeginShareSet) String() string {
 func (*BeginShareSet) ProtoMessage() {}
 
 func (x *BeginShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1402,7 @@ func (x *BeginShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginShareSet.ProtoReflect.Descriptor instead.
 func (*BeginShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{13}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BeginShareSet) GetSet() *ShareSet {
@@ -1254,7 +1430,7 @@ type CommitShareSet struct {
 
 func (x *CommitShareSet) Reset() {
 	*x = CommitShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1442,7 @@ func (x *CommitShareSet) String() string {
 func (*CommitShareSet) ProtoMessage() {}
 
 func (x *CommitShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1455,7 @@ func (x *CommitShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitShareSet.ProtoReflect.Descriptor instead.
 func (*CommitShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{14}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CommitShareSet) GetId() []byte {
@@ -1313,7 +1489,7 @@ type Epoch struct {
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1501,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1514,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{15}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Epoch) GetPurpose() string {
@@ -1365,7 +1541,7 @@ type SetSeal struct {
 
 func (x *SetSeal) Reset() {
 	*x = SetSeal{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1553,7 @@ func (x *SetSeal) String() string {
 func (*SetSeal) ProtoMessage() {}
 
 func (x *SetSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1566,7 @@ func (x *SetSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSeal.ProtoReflect.Descriptor instead.
 func (*SetSeal) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{16}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetSeal) GetSealed() bool {
@@ -1421,7 +1597,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1609,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1622,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{17}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AnchorAudit) GetPeer() string {
@@ -1494,7 +1670,7 @@ type PutSettings struct {
 
 func (x *PutSettings) Reset() {
 	*x = PutSettings{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1682,7 @@ func (x *PutSettings) String() string {
 func (*PutSettings) ProtoMessage() {}
 
 func (x *PutSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1695,7 @@ func (x *PutSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSettings.ProtoReflect.Descriptor instead.
 func (*PutSettings) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{18}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PutSettings) GetExpectedRevision() uint64 {
@@ -1546,13 +1722,15 @@ type Result struct {
 	Versions      []uint64               `protobuf:"varint,6,rep,packed,name=versions,proto3" json:"versions,omitempty"` // delete, undelete, destroy: those changed, ascending
 	Current       *Current               `protobuf:"bytes,7,opt,name=current,proto3" json:"current,omitempty"`           // of every rejection
 	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`             // of INVALID and of some others; static text
+	Operations    []*OperationResult     `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty"`     // transaction: of each operation, in order
+	Operation     uint32                 `protobuf:"varint,10,opt,name=operation,proto3" json:"operation,omitempty"`     // rejected transaction: the first operation that could not be, from 1; 0: not because of one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1742,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1755,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{19}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Result) GetCode() Code {
@@ -1636,6 +1814,82 @@ func (x *Result) GetReason() string {
 	return ""
 }
 
+func (x *Result) GetOperations() []*OperationResult {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *Result) GetOperation() uint32 {
+	if x != nil {
+		return x.Operation
+	}
+	return 0
+}
+
+// OperationResult is what one operation of a transaction came to; the fields
+// are as in Result.
+type OperationResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Versions      []uint64               `protobuf:"varint,3,rep,packed,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationResult) Reset() {
+	*x = OperationResult{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationResult) ProtoMessage() {}
+
+func (x *OperationResult) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationResult.ProtoReflect.Descriptor instead.
+func (*OperationResult) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *OperationResult) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *OperationResult) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *OperationResult) GetVersions() []uint64 {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
 // Current is what a rejected writer needs to decide again.
 type Current struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -1654,13 +1908,14 @@ type Current struct {
 	AnchorCount        uint64                 `protobuf:"varint,13,opt,name=anchor_count,json=anchorCount,proto3" json:"anchor_count,omitempty"` // of the peer that the command names
 	ClusterId          []byte                 `protobuf:"bytes,14,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`        // empty before founding
 	Incarnation        uint64                 `protobuf:"varint,15,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Secrets            []*CurrentSecret       `protobuf:"bytes,16,rep,name=secrets,proto3" json:"secrets,omitempty"` // transaction: of each operation, in order
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1927,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1940,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{20}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Current) GetPolicyRevision() uint64 {
@@ -1793,6 +2048,75 @@ func (x *Current) GetIncarnation() uint64 {
 	return 0
 }
 
+func (x *Current) GetSecrets() []*CurrentSecret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+// CurrentSecret is a secret that a rejected transaction names; the fields are
+// as in Current.
+type CurrentSecret struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Revision       uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	CurrentVersion uint64                 `protobuf:"varint,2,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
+	NextVersion    uint64                 `protobuf:"varint,3,opt,name=next_version,json=nextVersion,proto3" json:"next_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CurrentSecret) Reset() {
+	*x = CurrentSecret{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CurrentSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CurrentSecret) ProtoMessage() {}
+
+func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CurrentSecret.ProtoReflect.Descriptor instead.
+func (*CurrentSecret) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CurrentSecret) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *CurrentSecret) GetCurrentVersion() uint64 {
+	if x != nil {
+		return x.CurrentVersion
+	}
+	return 0
+}
+
+func (x *CurrentSecret) GetNextVersion() uint64 {
+	if x != nil {
+		return x.NextVersion
+	}
+	return 0
+}
+
 type Secret struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -1811,7 +2135,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2147,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2160,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Secret) GetToken() []byte {
@@ -1922,7 +2246,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2258,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2271,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Version) GetVersion() uint64 {
@@ -1998,7 +2322,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2334,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2347,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Policy) GetToken() []byte {
@@ -2075,7 +2399,7 @@ type SealState struct {
 
 func (x *SealState) Reset() {
 	*x = SealState{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2411,7 @@ func (x *SealState) String() string {
 func (*SealState) ProtoMessage() {}
 
 func (x *SealState) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2424,7 @@ func (x *SealState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealState.ProtoReflect.Descriptor instead.
 func (*SealState) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SealState) GetSealed() bool {
@@ -2160,7 +2484,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2496,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2509,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Anchor) GetPeer() string {
@@ -2258,7 +2582,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2594,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2607,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2422,7 +2746,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +2758,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +2771,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2544,13 +2868,14 @@ type WindowEntry struct {
 	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
 	Versions      []uint64               `protobuf:"varint,7,rep,packed,name=versions,proto3" json:"versions,omitempty"`
+	Operations    []*OperationResult     `protobuf:"bytes,8,rep,name=operations,proto3" json:"operations,omitempty"` // of a transaction
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WindowEntry) Reset() {
 	*x = WindowEntry{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2887,7 @@ func (x *WindowEntry) String() string {
 func (*WindowEntry) ProtoMessage() {}
 
 func (x *WindowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2900,7 @@ func (x *WindowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowEntry.ProtoReflect.Descriptor instead.
 func (*WindowEntry) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WindowEntry) GetId() []byte {
@@ -2627,6 +2952,13 @@ func (x *WindowEntry) GetVersions() []uint64 {
 	return nil
 }
 
+func (x *WindowEntry) GetOperations() []*OperationResult {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
 type SnapshotTrailer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secrets       uint64                 `protobuf:"varint,1,opt,name=secrets,proto3" json:"secrets,omitempty"`
@@ -2643,7 +2975,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2987,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +3000,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotTrailer) GetSecrets() uint64 {
@@ -2731,7 +3063,7 @@ var File_fsm_fsmpb_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\x93\b\n" +
+	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xd4\b\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12$\n" +
 	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\x122\n" +
@@ -2751,7 +3083,8 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x10commit_share_set\x18\x19 \x01(\v2\x1e.spikeha.fsm.v1.CommitShareSetH\x00R\x0ecommitShareSet\x124\n" +
 	"\bset_seal\x18\x1a \x01(\v2\x17.spikeha.fsm.v1.SetSealH\x00R\asetSeal\x12@\n" +
 	"\fanchor_audit\x18\x1b \x01(\v2\x1b.spikeha.fsm.v1.AnchorAuditH\x00R\vanchorAudit\x12@\n" +
-	"\fput_settings\x18\x1c \x01(\v2\x1b.spikeha.fsm.v1.PutSettingsH\x00R\vputSettingsB\x04\n" +
+	"\fput_settings\x18\x1c \x01(\v2\x1b.spikeha.fsm.v1.PutSettingsH\x00R\vputSettings\x12?\n" +
+	"\vtransaction\x18\x1d \x01(\v2\x1b.spikeha.fsm.v1.TransactionH\x00R\vtransactionB\x04\n" +
 	"\x02op\"I\n" +
 	"\aWriteID\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -2801,7 +3134,18 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\bversions\x18\x03 \x03(\x04R\bversions\"P\n" +
 	"\vPurgeSecret\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12+\n" +
-	"\x11expected_revision\x18\x02 \x01(\x04R\x10expectedRevision\"b\n" +
+	"\x11expected_revision\x18\x02 \x01(\x04R\x10expectedRevision\"H\n" +
+	"\vTransaction\x129\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\v2\x19.spikeha.fsm.v1.OperationR\n" +
+	"operations\"\xa8\x02\n" +
+	"\tOperation\x12:\n" +
+	"\n" +
+	"put_secret\x18\x01 \x01(\v2\x19.spikeha.fsm.v1.PutSecretH\x00R\tputSecret\x12I\n" +
+	"\x0fdelete_versions\x18\x02 \x01(\v2\x1e.spikeha.fsm.v1.DeleteVersionsH\x00R\x0edeleteVersions\x12L\n" +
+	"\x10destroy_versions\x18\x03 \x01(\v2\x1f.spikeha.fsm.v1.DestroyVersionsH\x00R\x0fdestroyVersions\x12@\n" +
+	"\fpurge_secret\x18\x04 \x01(\v2\x1b.spikeha.fsm.v1.PurgeSecretH\x00R\vpurgeSecretB\x04\n" +
+	"\x02op\"b\n" +
 	"\tPutPolicy\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x04R\x10expectedRevision\x12\x12\n" +
@@ -2839,7 +3183,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"firstCount\"p\n" +
 	"\vPutSettings\x12+\n" +
 	"\x11expected_revision\x18\x01 \x01(\x04R\x10expectedRevision\x124\n" +
-	"\bsettings\x18\x02 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\x81\x02\n" +
+	"\bsettings\x18\x02 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\xe0\x02\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.spikeha.fsm.v1.CodeR\x04code\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -2848,7 +3192,16 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bversions\x18\x06 \x03(\x04R\bversions\x121\n" +
 	"\acurrent\x18\a \x01(\v2\x17.spikeha.fsm.v1.CurrentR\acurrent\x12\x16\n" +
-	"\x06reason\x18\b \x01(\tR\x06reason\"\xb3\x04\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12?\n" +
+	"\n" +
+	"operations\x18\t \x03(\v2\x1f.spikeha.fsm.v1.OperationResultR\n" +
+	"operations\x12\x1c\n" +
+	"\toperation\x18\n" +
+	" \x01(\rR\toperation\"c\n" +
+	"\x0fOperationResult\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
+	"\bversions\x18\x03 \x03(\x04R\bversions\"\xec\x04\n" +
 	"\aCurrent\x12'\n" +
 	"\x0fpolicy_revision\x18\x01 \x01(\x04R\x0epolicyRevision\x12'\n" +
 	"\x0fseal_generation\x18\x02 \x01(\x04R\x0esealGeneration\x12\x1d\n" +
@@ -2868,7 +3221,12 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\fanchor_count\x18\r \x01(\x04R\vanchorCount\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x0e \x01(\fR\tclusterId\x12 \n" +
-	"\vincarnation\x18\x0f \x01(\x04R\vincarnation\"\xac\x02\n" +
+	"\vincarnation\x18\x0f \x01(\x04R\vincarnation\x127\n" +
+	"\asecrets\x18\x10 \x03(\v2\x1d.spikeha.fsm.v1.CurrentSecretR\asecrets\"w\n" +
+	"\rCurrentSecret\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
+	"\x0fcurrent_version\x18\x02 \x01(\x04R\x0ecurrentVersion\x12!\n" +
+	"\fnext_version\x18\x03 \x01(\x04R\vnextVersion\"\xac\x02\n" +
 	"\x06Secret\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12\x1e\n" +
 	"\vpath_key_id\x18\x02 \x01(\fR\tpathKeyId\x12\x12\n" +
@@ -2934,7 +3292,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x0fpolicy_revision\x18\n" +
 	" \x01(\x04R\x0epolicyRevision\x12-\n" +
 	"\x04seal\x18\v \x01(\v2\x19.spikeha.fsm.v1.SealStateR\x04seal\x12!\n" +
-	"\fwindow_floor\x18\f \x01(\x04R\vwindowFloor\"\xb9\x01\n" +
+	"\fwindow_floor\x18\f \x01(\x04R\vwindowFloor\"\xfa\x01\n" +
 	"\vWindowEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x18\n" +
@@ -2942,7 +3300,10 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\x04R\aversion\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12\x1a\n" +
-	"\bversions\x18\a \x03(\x04R\bversions\"\xee\x01\n" +
+	"\bversions\x18\a \x03(\x04R\bversions\x12?\n" +
+	"\n" +
+	"operations\x18\b \x03(\v2\x1f.spikeha.fsm.v1.OperationResultR\n" +
+	"operations\"\xee\x01\n" +
 	"\x0fSnapshotTrailer\x12\x18\n" +
 	"\asecrets\x18\x01 \x01(\x04R\asecrets\x12\x1a\n" +
 	"\bversions\x18\x02 \x01(\x04R\bversions\x12\x1a\n" +
@@ -2985,7 +3346,7 @@ func file_fsm_fsmpb_fsm_proto_rawDescGZIP() []byte {
 }
 
 var file_fsm_fsmpb_fsm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(Code)(0),                // 0: spikeha.fsm.v1.Code
 	(*Command)(nil),          // 1: spikeha.fsm.v1.Command
@@ -2998,26 +3359,30 @@ var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(*UndeleteVersions)(nil), // 8: spikeha.fsm.v1.UndeleteVersions
 	(*DestroyVersions)(nil),  // 9: spikeha.fsm.v1.DestroyVersions
 	(*PurgeSecret)(nil),      // 10: spikeha.fsm.v1.PurgeSecret
-	(*PutPolicy)(nil),        // 11: spikeha.fsm.v1.PutPolicy
-	(*DeletePolicy)(nil),     // 12: spikeha.fsm.v1.DeletePolicy
-	(*ShareSet)(nil),         // 13: spikeha.fsm.v1.ShareSet
-	(*BeginShareSet)(nil),    // 14: spikeha.fsm.v1.BeginShareSet
-	(*CommitShareSet)(nil),   // 15: spikeha.fsm.v1.CommitShareSet
-	(*Epoch)(nil),            // 16: spikeha.fsm.v1.Epoch
-	(*SetSeal)(nil),          // 17: spikeha.fsm.v1.SetSeal
-	(*AnchorAudit)(nil),      // 18: spikeha.fsm.v1.AnchorAudit
-	(*PutSettings)(nil),      // 19: spikeha.fsm.v1.PutSettings
-	(*Result)(nil),           // 20: spikeha.fsm.v1.Result
-	(*Current)(nil),          // 21: spikeha.fsm.v1.Current
-	(*Secret)(nil),           // 22: spikeha.fsm.v1.Secret
-	(*Version)(nil),          // 23: spikeha.fsm.v1.Version
-	(*Policy)(nil),           // 24: spikeha.fsm.v1.Policy
-	(*SealState)(nil),        // 25: spikeha.fsm.v1.SealState
-	(*Anchor)(nil),           // 26: spikeha.fsm.v1.Anchor
-	(*SnapshotRecord)(nil),   // 27: spikeha.fsm.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),   // 28: spikeha.fsm.v1.SnapshotHeader
-	(*WindowEntry)(nil),      // 29: spikeha.fsm.v1.WindowEntry
-	(*SnapshotTrailer)(nil),  // 30: spikeha.fsm.v1.SnapshotTrailer
+	(*Transaction)(nil),      // 11: spikeha.fsm.v1.Transaction
+	(*Operation)(nil),        // 12: spikeha.fsm.v1.Operation
+	(*PutPolicy)(nil),        // 13: spikeha.fsm.v1.PutPolicy
+	(*DeletePolicy)(nil),     // 14: spikeha.fsm.v1.DeletePolicy
+	(*ShareSet)(nil),         // 15: spikeha.fsm.v1.ShareSet
+	(*BeginShareSet)(nil),    // 16: spikeha.fsm.v1.BeginShareSet
+	(*CommitShareSet)(nil),   // 17: spikeha.fsm.v1.CommitShareSet
+	(*Epoch)(nil),            // 18: spikeha.fsm.v1.Epoch
+	(*SetSeal)(nil),          // 19: spikeha.fsm.v1.SetSeal
+	(*AnchorAudit)(nil),      // 20: spikeha.fsm.v1.AnchorAudit
+	(*PutSettings)(nil),      // 21: spikeha.fsm.v1.PutSettings
+	(*Result)(nil),           // 22: spikeha.fsm.v1.Result
+	(*OperationResult)(nil),  // 23: spikeha.fsm.v1.OperationResult
+	(*Current)(nil),          // 24: spikeha.fsm.v1.Current
+	(*CurrentSecret)(nil),    // 25: spikeha.fsm.v1.CurrentSecret
+	(*Secret)(nil),           // 26: spikeha.fsm.v1.Secret
+	(*Version)(nil),          // 27: spikeha.fsm.v1.Version
+	(*Policy)(nil),           // 28: spikeha.fsm.v1.Policy
+	(*SealState)(nil),        // 29: spikeha.fsm.v1.SealState
+	(*Anchor)(nil),           // 30: spikeha.fsm.v1.Anchor
+	(*SnapshotRecord)(nil),   // 31: spikeha.fsm.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),   // 32: spikeha.fsm.v1.SnapshotHeader
+	(*WindowEntry)(nil),      // 33: spikeha.fsm.v1.WindowEntry
+	(*SnapshotTrailer)(nil),  // 34: spikeha.fsm.v1.SnapshotTrailer
 }
 var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	2,  // 0: spikeha.fsm.v1.Command.write_id:type_name -> spikeha.fsm.v1.WriteID
@@ -3028,37 +3393,46 @@ var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	8,  // 5: spikeha.fsm.v1.Command.undelete_versions:type_name -> spikeha.fsm.v1.UndeleteVersions
 	9,  // 6: spikeha.fsm.v1.Command.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
 	10, // 7: spikeha.fsm.v1.Command.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	11, // 8: spikeha.fsm.v1.Command.put_policy:type_name -> spikeha.fsm.v1.PutPolicy
-	12, // 9: spikeha.fsm.v1.Command.delete_policy:type_name -> spikeha.fsm.v1.DeletePolicy
-	14, // 10: spikeha.fsm.v1.Command.begin_share_set:type_name -> spikeha.fsm.v1.BeginShareSet
-	15, // 11: spikeha.fsm.v1.Command.commit_share_set:type_name -> spikeha.fsm.v1.CommitShareSet
-	17, // 12: spikeha.fsm.v1.Command.set_seal:type_name -> spikeha.fsm.v1.SetSeal
-	18, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
-	19, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
-	5,  // 15: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
-	13, // 16: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
-	16, // 17: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
-	5,  // 18: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
-	0,  // 19: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
-	21, // 20: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
-	23, // 21: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
-	13, // 22: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
-	13, // 23: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
-	16, // 24: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
-	28, // 25: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
-	22, // 26: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
-	23, // 27: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
-	24, // 28: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
-	26, // 29: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
-	29, // 30: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
-	30, // 31: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
-	5,  // 32: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
-	25, // 33: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	13, // 8: spikeha.fsm.v1.Command.put_policy:type_name -> spikeha.fsm.v1.PutPolicy
+	14, // 9: spikeha.fsm.v1.Command.delete_policy:type_name -> spikeha.fsm.v1.DeletePolicy
+	16, // 10: spikeha.fsm.v1.Command.begin_share_set:type_name -> spikeha.fsm.v1.BeginShareSet
+	17, // 11: spikeha.fsm.v1.Command.commit_share_set:type_name -> spikeha.fsm.v1.CommitShareSet
+	19, // 12: spikeha.fsm.v1.Command.set_seal:type_name -> spikeha.fsm.v1.SetSeal
+	20, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
+	21, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
+	11, // 15: spikeha.fsm.v1.Command.transaction:type_name -> spikeha.fsm.v1.Transaction
+	5,  // 16: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
+	12, // 17: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
+	6,  // 18: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	7,  // 19: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	9,  // 20: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	10, // 21: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	15, // 22: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
+	18, // 23: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
+	5,  // 24: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
+	0,  // 25: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
+	24, // 26: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
+	23, // 27: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
+	25, // 28: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
+	27, // 29: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
+	15, // 30: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
+	15, // 31: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
+	18, // 32: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
+	32, // 33: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
+	26, // 34: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
+	27, // 35: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
+	28, // 36: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
+	30, // 37: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
+	33, // 38: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
+	34, // 39: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
+	5,  // 40: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
+	29, // 41: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
+	23, // 42: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_fsm_fsmpb_fsm_proto_init() }
@@ -3080,9 +3454,16 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Command_SetSeal)(nil),
 		(*Command_AnchorAudit)(nil),
 		(*Command_PutSettings)(nil),
+		(*Command_Transaction)(nil),
 	}
 	file_fsm_fsmpb_fsm_proto_msgTypes[2].OneofWrappers = []any{}
-	file_fsm_fsmpb_fsm_proto_msgTypes[26].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[11].OneofWrappers = []any{
+		(*Operation_PutSecret)(nil),
+		(*Operation_DeleteVersions)(nil),
+		(*Operation_DestroyVersions)(nil),
+		(*Operation_PurgeSecret)(nil),
+	}
+	file_fsm_fsmpb_fsm_proto_msgTypes[30].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Secret)(nil),
 		(*SnapshotRecord_Version)(nil),
@@ -3097,7 +3478,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_fsmpb_fsm_proto_rawDesc), len(file_fsm_fsmpb_fsm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
