@@ -516,7 +516,13 @@ func (n *Node) release() {
 // compact takes a snapshot when the log has grown by Config.SnapshotBytes, and
 // keeps about as many bytes of older entries for followers that lag a little.
 func (n *Node) compact() {
+	pause := time.Duration(0) // a snapshot that failed is not tried again at once
 	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
 		select {
 		case <-n.ctx.Done():
 			return
@@ -526,9 +532,13 @@ func (n *Node) compact() {
 		if r == nil {
 			continue
 		}
-		if err := n.snapshot(r); err != nil && n.ctx.Err() == nil {
-			n.log.Warn("snapshot failed; it is tried again as the log grows", "error", err)
+		err := n.snapshot(r)
+		if err == nil || n.ctx.Err() != nil {
+			pause = 0
+			continue
 		}
+		pause = min(max(2*pause, time.Second), time.Minute)
+		n.log.Warn("a snapshot failed", "error", err, "next try in", pause)
 	}
 }
 

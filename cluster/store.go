@@ -22,7 +22,7 @@ import (
 
 const (
 	logFile      = "log.db"
-	logCacheSize = 128 // entries; at 256 KiB each 32 MiB
+	logCacheSize = 64 // entries; at 256 KiB each 16 MiB
 
 	// The stored form of an entry is raft-boltdb's, with Extensions set to
 	// sumFormat and the checksum. Raft and the other peers never see it.

@@ -45,17 +45,22 @@ func (n *Node) step() (context.Context, context.CancelFunc) {
 
 func (n *Node) leads() bool { return n.cluster.Status().State == cluster.Leads }
 
-// founding gives a new state machine its identity and settings, once there is a
-// leader. Every new leader looks; the command is idempotent.
-func (n *Node) founding() {
+// leading does what comes with leadership. A new leader founds a new state
+// machine: gives it its identity and settings; the command is idempotent. One
+// that leads no longer forgets the recovery shares it has collected: they are
+// fed to the leader, and must not lie in memory where nobody adds to them.
+func (n *Node) leading() {
 	changes := n.cluster.LeaderChanges()
 	for {
 		select {
 		case <-n.ctx.Done():
 			return
-		case _, open := <-changes:
+		case leads, open := <-changes:
 			if !open {
 				return
+			}
+			if !leads {
+				n.collector.Close()
 			}
 		}
 		for n.leads() && !n.machine.View().Founded() {

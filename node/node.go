@@ -113,7 +113,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 		return nil, err
 	}
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.founding, n.unsealing, n.refilling, n.anchoring, n.handing} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing} {
 		n.loops.Go(loop)
 	}
 	log.Info("the peer listens", "id", cfg.ID, "api", n.apiAddress, "peer", cfg.PeerListen, "version", Version)
