@@ -49,7 +49,7 @@ func (s *Server) sendFailure(w http.ResponseWriter, requestID string, err error)
 	e, o := lookup(err)
 	s.logInternal(requestID, e)
 	retryAfter(w, o.native)
-	send(w, o.native, client.Failure{Code: e.Code, Message: e.Error(), Reason: e.Reason, Current: e.Current, Request: requestID})
+	send(w, o.native, client.Failure{Code: e.Code, Message: e.Error(), Reason: e.Reason, Current: e.Current, Operation: e.Operation, Request: requestID})
 }
 
 // retryAfter tells clients when to ask again; elections take about a second.

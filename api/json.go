@@ -17,6 +17,9 @@ import (
 // Limits of JSON bodies.
 const (
 	maxDepth = 8
+	// maxElements bounds the lists in strict bodies: no route takes a longer one,
+	// and a few bytes of JSON can become a large object.
+	maxElements = 1024
 	// DefaultBodyLimit is read at most of a request. A secret of 1 MiB, each byte
 	// of which JSON escapes in six, would still not fit: what counts for a client
 	// is the encoded size.
@@ -129,6 +132,7 @@ func scan(body []byte, strict bool) error {
 		fold  bool
 		isKey bool
 		last  string // key, folded
+		count int    // of elements in an array
 	}
 	var stack []level
 	for {
@@ -156,6 +160,11 @@ func scan(body []byte, strict bool) error {
 				continue
 			}
 		}
+		if n := len(stack); n > 0 && stack[n-1].keys == nil && token != json.Delim(']') {
+			if stack[n-1].count++; strict && stack[n-1].count > maxElements {
+				return secret.Invalid("request body", "it has a list that is too long")
+			}
+		}
 		switch token {
 		case json.Delim('{'), json.Delim('['):
 			if len(stack) == maxDepth {
@@ -163,7 +172,7 @@ func scan(body []byte, strict bool) error {
 			}
 			if token == json.Delim('{') {
 				n := len(stack)
-				folded := n == 0 || strict && !(n == 1 && stack[0].last == callersOwn)
+				folded := n == 0 || strict && stack[n-1].last != callersOwn
 				stack = append(stack, level{keys: map[string]bool{}, isKey: true, fold: folded})
 			} else {
 				stack = append(stack, level{})

@@ -38,6 +38,17 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		m, err := st.GetMetadata(ctx, r, q.Path, q.Version, true)
 		return metadataAnswer(m), err
 	})
+	routes[client.RouteSecretTransact] = post(s, func(ctx context.Context, r store.Request, q client.TransactRequest) (client.TransactAnswer, error) {
+		done, err := st.Transact(ctx, r, operations(q.Operations))
+		if err != nil {
+			return client.TransactAnswer{}, err
+		}
+		answer := client.TransactAnswer{Index: done.Index, Operations: make([]client.OperationAnswer, len(done.Operations))}
+		for i, o := range done.Operations {
+			answer.Operations[i] = client.OperationAnswer{Op: q.Operations[i].Op, Path: q.Operations[i].Path, Version: o.Version, Versions: o.Versions}
+		}
+		return answer, nil
+	})
 	routes[client.RoutePolicyPut] = post(s, func(ctx context.Context, r store.Request, q client.Policy) (client.ChangeAnswer, error) {
 		permissions, err := secret.ParsePermissions(q.Permissions)
 		if err != nil { // told only to those who may write policies
@@ -144,6 +155,17 @@ func (s *Server) get(operation func(context.Context, store.Request) (int, any, e
 
 func changed(c store.Changed, err error) (client.ChangeAnswer, error) {
 	return client.ChangeAnswer{Version: c.Version, Versions: c.Versions, Index: c.Index}, err
+}
+
+func operations(list []client.Operation) []store.Op {
+	if len(list) > store.MaxOperations { // the door refuses it: one more is enough to see that
+		list = list[:store.MaxOperations+1]
+	}
+	ops := make([]store.Op, len(list))
+	for i, o := range list {
+		ops[i] = store.Op{Kind: store.OpKind(o.Op), Path: o.Path, Values: o.Values, Versions: o.Versions, Expect: o.ExpectedVersion}
+	}
+	return ops
 }
 
 func metadataAnswer(m store.Metadata) client.MetadataAnswer {

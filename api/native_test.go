@@ -452,7 +452,7 @@ func TestClientRefusesInvalidUTF8(t *testing.T) {
 // FuzzDecode: whatever decodes has a form that cannot be read in two ways.
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{``, `{}`, `{"path":"a","values":{"k":"v"}}`, `{"path":"a","PATH":"b"}`, `{"a":[{"b":1},{"b":2}]}`, `{"k":"\ud83d\udd11"}`,
-		`{"k":"\ud800"}`, `{"values":{"a":"1","A":"2"}}`, `[[[[[[[[[[`, `{"a":1}{}`, `nul`, "{\"\xff\":1}", `{"ver\u017fions":[],"versions":[]}`, `{"\\u":"\\ud800"}`} {
+		`{"k":"\ud800"}`, `{"values":{"a":"1","A":"2"}}`, `[[[[[[[[[[`, `{"a":1}{}`, `nul`, `{"operations":[{"op":"put","path":"a","values":{"a":"1","A":"2"}},{"op":"purge","OP":"put"}]}`, "{\"\xff\":1}", `{"ver\u017fions":[],"versions":[]}`, `{"\\u":"\\ud800"}`} {
 		f.Add([]byte(s), true)
 		f.Add([]byte(s), false)
 	}
@@ -467,6 +467,8 @@ func FuzzDecode(f *testing.F) {
 		api.Decode(body, &versions, strict)
 		var policy client.Policy
 		api.Decode(body, &policy, strict)
+		var transaction client.TransactRequest
+		api.Decode(body, &transaction, strict)
 		if err != nil {
 			if secret.CodeOf(err) != secret.CodeInvalid {
 				t.Fatalf("an error of code %q", secret.CodeOf(err))

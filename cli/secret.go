@@ -35,6 +35,7 @@ func secretCommand() *cli.Command {
 			Action: with(destroyVersions)},
 		{Name: "purge", Usage: "remove a secret with all its versions and metadata", ArgsUsage: "PATH", Flags: []cli.Flag{yes},
 			Action: with(purgeSecret)},
+		transactCommand(),
 	}}
 }
 

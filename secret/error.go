@@ -35,7 +35,10 @@ type Error struct {
 	Reason string
 	// Current is, for CodeConflict, the version the secret has now.
 	Current Version
-	Cause   error
+	// Operation is which operation of a transaction could not be, from 1; 0 when
+	// it is not because of one.
+	Operation int
+	Cause     error
 }
 
 func (e *Error) Error() string {

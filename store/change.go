@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,16 +11,21 @@ import (
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
-	"github.com/spike-ha/spike-ha/policy"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
-// change is one operation that writes.
-type change struct {
+// act is what a change does to one thing: it is authorised and audited for itself.
+type act struct {
 	op     string // for the audit: "secret.put", …
 	object string // the name it concerns, as the caller wrote it
 	on     secret.Path
 	want   secret.Permission
+}
+
+// change is one request that writes: one act, or those of a transaction.
+type change struct {
+	op   string // of the whole
+	acts []act
 	// fingerprint binds the write id to what is asked.
 	fingerprint [][]byte
 	// validate is called once the caller is known to be allowed to ask.
@@ -58,7 +64,7 @@ func (w *writing) begin(ctx context.Context) (*fsmpb.Result, error) {
 	if _, err := w.authorise(ctx); err != nil {
 		return nil, err
 	}
-	unlock, err := s.queues.lock(ctx, w.c.object)
+	unlock, err := s.queues.lockAll(ctx, w.c.acts)
 	if err != nil {
 		return nil, secret.Errorf(secret.CodeOverloaded, "too many writers wait for this path")
 	}
@@ -74,7 +80,7 @@ func (w *writing) begin(ctx context.Context) (*fsmpb.Result, error) {
 	}
 	w.fresh = false
 	id, index := s.scoped(w.r, w.p.view.Index())
-	print, err := s.cfg.Keys.Fingerprint(append([][]byte{[]byte(w.c.op), []byte(w.c.object)}, w.c.fingerprint...)...)
+	print, err := s.cfg.Keys.Fingerprint(append([][]byte{[]byte(w.c.op)}, w.c.fingerprint...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +97,7 @@ type writing struct {
 	p        *published
 	fresh    bool           // p came from a read-index round
 	now      *fsmpb.Current // newer than p: from a rejection
-	by       string         // what allowed it, at the last decision
+	by       []string       // what allowed each act, at the last decision
 	intended bool           // the intent is on record
 	unknown  bool           // an attempt may have taken effect
 }
@@ -116,8 +122,13 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 		switch result.Code {
 		case fsmpb.Code_OK:
 			w.unknown = true // made; until it is on record nothing better may be said
-			return result, w.store.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseOutcome, Path: w.c.object,
-				Decision: audit.Allow, Result: "ok", Version: result.Version, Index: result.Index}, true)
+			return result, w.recordEach(true, func(i int, a act) audit.Record {
+				version := result.Version
+				if i < len(result.Operations) {
+					version = result.Operations[i].Version
+				}
+				return audit.Record{Phase: audit.PhaseOutcome, Decision: audit.Allow, Result: "ok", Version: version, Index: result.Index}
+			})
 		case fsmpb.Code_CONFLICT:
 			w.now = result.Current
 		case fsmpb.Code_BASIS_MOVED:
@@ -135,11 +146,10 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 	s := w.store
 	for {
-		d, err := w.authorise(ctx)
-		if err != nil {
+		var err error
+		if w.by, err = w.authorise(ctx); err != nil {
 			return nil, err
 		}
-		w.by = d.By
 		if w.c.validate != nil {
 			if err := w.c.validate(); err != nil {
 				return nil, err
@@ -172,18 +182,24 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 	}
 }
 
-// authorise says by what the caller may do this. A denial rests on a fresh view.
-func (w *writing) authorise(ctx context.Context) (policy.Decision, error) {
+// authorise says by what the caller may do each act: all of them, or errDenied.
+// A denial rests on a fresh view.
+func (w *writing) authorise(ctx context.Context) ([]string, error) {
 	for {
-		d := w.p.policies.Decide(w.r.Caller, w.c.want, w.c.on)
+		by := make([]string, 0, len(w.c.acts))
+		for _, a := range w.c.acts {
+			if d := w.p.policies.Decide(w.r.Caller, a.want, a.on); d.Allowed {
+				by = append(by, d.By)
+			}
+		}
 		switch {
-		case d.Allowed:
-			return d, nil
+		case len(by) == len(w.c.acts):
+			return by, nil
 		case w.fresh:
-			return d, errDenied
+			return nil, errDenied
 		}
 		if err := w.refresh(ctx); err != nil {
-			return d, err
+			return nil, err
 		}
 	}
 }
@@ -193,10 +209,24 @@ func (w *writing) intend() error {
 	if w.intended {
 		return nil
 	}
-	err := w.store.record(w.r, audit.Record{Op: w.c.op, Phase: audit.PhaseIntent, Path: w.c.object,
-		Decision: audit.Allow, By: w.by, Index: w.p.view.Index()}, true)
+	err := w.recordEach(true, func(i int, _ act) audit.Record {
+		return audit.Record{Phase: audit.PhaseIntent, Decision: audit.Allow, By: w.by[i], Index: w.p.view.Index()}
+	})
 	w.intended = err == nil
 	return err
+}
+
+// recordEach writes one record for each act. The last one's fsync holds for all
+// of them: they lie in one chain.
+func (w *writing) recordEach(durable bool, record func(int, act) audit.Record) error {
+	for i, a := range w.c.acts {
+		r := record(i, a)
+		r.Op, r.Path = a.op, a.object
+		if err := w.store.record(w.r, r, durable && i == len(w.c.acts)-1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // earlier finds the result of an attempt that an earlier request made under the
@@ -258,22 +288,40 @@ func (w *writing) propose(ctx context.Context, command *fsmpb.Command) (*fsmpb.R
 // fail records how the change ended and says it to the caller. Once an attempt
 // may have taken effect, only a result from the log may say anything else.
 func (w *writing) fail(err error) error {
-	s := w.store
 	if errors.Is(err, errDenied) {
 		if !w.intended {
-			return s.deny(w.r, w.c.op, w.c.object, w.p)
+			return w.deny()
 		}
 		err = secret.Errorf(secret.CodeDenied, "this identity may not do that any more; a policy changed meanwhile")
 	}
 	err = w.honest(err)
-	if !w.intended {
-		return s.refuse(w.r, w.c.op, w.c.object, err)
+	phase := audit.PhaseDecision
+	if w.intended {
+		phase = audit.PhaseOutcome
 	}
-	record := audit.Record{Op: w.c.op, Phase: audit.PhaseOutcome, Path: w.c.object, Decision: audit.Refuse, Result: string(secret.CodeOf(err))}
-	if auditErr := s.record(w.r, record, true); auditErr != nil {
+	auditErr := w.recordEach(w.intended, func(int, act) audit.Record {
+		return audit.Record{Phase: phase, Decision: audit.Refuse, Result: string(secret.CodeOf(err))}
+	})
+	if auditErr != nil {
 		return w.honest(auditErr)
 	}
 	return err
+}
+
+// deny records a denial: of the acts that the caller may not do as such, of the
+// others as refused with them.
+func (w *writing) deny() error {
+	err := w.recordEach(false, func(_ int, a act) audit.Record {
+		r := audit.Record{Phase: audit.PhaseDecision, Decision: audit.Deny, Index: w.p.view.Index()}
+		if w.p.policies.Decide(w.r.Caller, a.want, a.on).Allowed {
+			r.Decision, r.Result = audit.Refuse, string(secret.CodeDenied)
+		}
+		return r
+	})
+	if err != nil {
+		return err
+	}
+	return denied()
 }
 
 // honest keeps an error from saying "not done" of a change that may be.
@@ -296,10 +344,13 @@ func (w *writing) rejection(result *fsmpb.Result) error {
 	switch result.Code {
 	case fsmpb.Code_NOT_FOUND:
 		// In the same words as when this peer had known it before proposing.
+		policies := w.c.acts[0].on == secret.SystemPolicies
 		switch c := result.GetCurrent(); {
-		case w.c.on == secret.SystemPolicies && c.GetPolicyBodyRevision() == 0:
+		case result.Operation > 0:
+			return ofOperation(int(result.Operation), errNoSecret())
+		case policies && c.GetPolicyBodyRevision() == 0:
 			return errNoPolicy()
-		case w.c.on != secret.SystemPolicies && c.GetSecretRevision() == 0:
+		case !policies && c.GetSecretRevision() == 0:
 			return errNoSecret()
 		}
 		return secret.Errorf(secret.CodeNotFound, "there is nothing that this could change")
@@ -310,7 +361,7 @@ func (w *writing) rejection(result *fsmpb.Result) error {
 	case fsmpb.Code_WRITE_ID_REUSED:
 		return secret.Invalid("write id", "it was used for another request")
 	case fsmpb.Code_TOO_LARGE:
-		return secret.Errorf(secret.CodeTooLarge, "the secret is larger than the cluster allows")
+		return ofOperation(int(result.Operation), secret.Errorf(secret.CodeTooLarge, "the secret is larger than the cluster allows"))
 	case fsmpb.Code_STATE_FULL:
 		return secret.Errorf(secret.CodeFull, "the cluster's state has reached its limit; purge what is not needed or raise state_limit_bytes")
 	case fsmpb.Code_NOT_FOUNDED:
@@ -332,6 +383,31 @@ type queue struct {
 
 // maxWaiting bounds the writers that wait for one name on one peer.
 const maxWaiting = 1024
+
+// lockAll waits for the turn on everything that the acts name: in one order for
+// all writers, so that none waits for another that waits for it.
+func (q *queues) lockAll(ctx context.Context, acts []act) (unlock func(), err error) {
+	names := make([]string, len(acts))
+	for i, a := range acts {
+		names[i] = a.object
+	}
+	slices.Sort(names)
+	var unlocks []func()
+	unlock = func() {
+		for _, u := range slices.Backward(unlocks) {
+			u()
+		}
+	}
+	for _, name := range slices.Compact(names) {
+		u, err := q.lock(ctx, name)
+		if err != nil {
+			unlock()
+			return nil, err
+		}
+		unlocks = append(unlocks, u)
+	}
+	return unlock, nil
+}
 
 func (q *queues) lock(ctx context.Context, name string) (unlock func(), err error) {
 	q.mu.Lock()

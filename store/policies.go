@@ -18,7 +18,7 @@ func (s *Store) PutPolicy(ctx context.Context, r Request, p secret.Policy) (Chan
 	}
 	var token fsm.Token
 	result, err := s.change(ctx, r, change{
-		op: "policy.put", object: p.Name, on: secret.SystemPolicies, want: secret.Write, fingerprint: [][]byte{request},
+		op: "policy.put", acts: []act{{"policy.put", p.Name, secret.SystemPolicies, secret.Write}}, fingerprint: [][]byte{[]byte(p.Name), request},
 		validate: func() error {
 			if _, err := policy.Compile(p); err != nil {
 				return err
@@ -54,7 +54,7 @@ func (s *Store) PutPolicy(ctx context.Context, r Request, p secret.Policy) (Chan
 func (s *Store) DeletePolicy(ctx context.Context, r Request, name string) (Changed, error) {
 	var token fsm.Token
 	result, err := s.change(ctx, r, change{
-		op: "policy.delete", object: name, on: secret.SystemPolicies, want: secret.Write,
+		op: "policy.delete", acts: []act{{"policy.delete", name, secret.SystemPolicies, secret.Write}}, fingerprint: [][]byte{[]byte(name)},
 		validate: func() error {
 			_, err := secret.ParseName("policy name", name)
 			if err == nil {

@@ -46,6 +46,10 @@ func (s *Store) deny(r Request, op, object string, p *published) error {
 	if err := s.record(r, a, false); err != nil {
 		return err
 	}
+	return denied()
+}
+
+func denied() error {
 	return secret.Errorf(secret.CodeDenied, "this identity may not do that; an administrator can grant it by a policy")
 }
 

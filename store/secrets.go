@@ -32,24 +32,43 @@ func (s *Store) PutSecret(ctx context.Context, r Request, path string, values ma
 	}
 	return s.changeSecret(ctx, r, "secret.put", path, fingerprint, func() error { return secret.ParseValues(values) },
 		func(t target) (*fsmpb.Command, error) {
-			if expect != nil && *expect != secret.Version(t.current) {
-				e := secret.Errorf(secret.CodeConflict, "the secret's current version is %d, not %d; read it and decide again", t.current, *expect)
-				e.Current = secret.Version(t.current)
-				return nil, e
+			if err := t.expect(expect); err != nil {
+				return nil, err
 			}
-			sealed, err := s.cfg.Keys.Encrypt(KindValue, t.token, t.next, plain)
+			put, err := s.sealPut(t, path, plain)
 			if err != nil {
 				return nil, err
 			}
-			put := &fsmpb.PutSecret{Token: t.token[:], ExpectedRevision: t.revision, Version: t.next, Value: sealed}
-			if t.revision == 0 {
-				put.PathKeyId = t.keyID
-				if put.Name, err = s.cfg.Keys.Encrypt(KindName, t.token, 0, []byte(path)); err != nil {
-					return nil, err
-				}
-			}
 			return &fsmpb.Command{Op: &fsmpb.Command_PutSecret{PutSecret: put}}, nil
 		})
+}
+
+// sealPut makes the command that writes the next version of t.
+func (s *Store) sealPut(t target, path string, plain []byte) (*fsmpb.PutSecret, error) {
+	sealed, err := s.cfg.Keys.Encrypt(KindValue, t.token, t.next, plain)
+	if err != nil {
+		return nil, err
+	}
+	put := &fsmpb.PutSecret{Token: t.token[:], ExpectedRevision: t.revision, Version: t.next, Value: sealed}
+	if t.revision == 0 {
+		put.PathKeyId = t.keyID
+		if put.Name, err = s.cfg.Keys.Encrypt(KindName, t.token, 0, []byte(path)); err != nil {
+			return nil, err
+		}
+	}
+	return put, nil
+}
+
+// writable checks a path that a change names.
+func writable(path string) error {
+	parsed, err := secret.ParsePath(path)
+	if err != nil {
+		return err
+	}
+	if parsed.Reserved() {
+		return secret.Invalid("path", "paths below spike/system/ are reserved")
+	}
+	return nil
 }
 
 // DeleteVersions soft-deletes versions; none or 0 means the current one,
@@ -90,6 +109,25 @@ type target struct {
 	revision, current, next uint64 // revision 0: there is none
 }
 
+// targetAt is a secret as p has it.
+func targetAt(p *published, token fsm.Token, keyID []byte) target {
+	t := target{token: token, keyID: keyID, next: 1}
+	if record, ok := p.view.Secret(token); ok {
+		t.revision, t.current, t.next = record.Revision, record.Current, fsm.NextVersion(record)
+	}
+	return t
+}
+
+// expect refuses a target whose current version is not the one expected.
+func (t target) expect(version *secret.Version) error {
+	if version == nil || *version == secret.Version(t.current) {
+		return nil
+	}
+	e := secret.Errorf(secret.CodeConflict, "the secret's current version is %d, not %d; read it and decide again", t.current, *version)
+	e.Current = secret.Version(t.current)
+	return e
+}
+
 // maxVersionsNamed bounds the versions named in one request.
 const maxVersionsNamed = 1000
 
@@ -121,41 +159,38 @@ func (s *Store) changeSecret(ctx context.Context, r Request, op, path string, fi
 	var token fsm.Token
 	var keyID []byte
 	result, err := s.change(ctx, r, change{
-		op: op, object: path, on: decidable(path), want: secret.Write, fingerprint: fingerprint,
+		op: op, acts: []act{{op, path, decidable(path), secret.Write}}, fingerprint: append([][]byte{[]byte(path)}, fingerprint...),
 		validate: func() error {
-			parsed, err := secret.ParsePath(path)
-			if err != nil {
+			if err := writable(path); err != nil {
 				return err
-			}
-			if parsed.Reserved() {
-				return secret.Invalid("path", "paths below spike/system/ are reserved")
 			}
 			if validate != nil {
 				if err := validate(); err != nil {
 					return err
 				}
 			}
+			var err error
 			token, keyID, err = s.cfg.Keys.Token(KindValue, path)
 			return err
 		},
 		build: func(p *published, now *fsmpb.Current) (*fsmpb.Command, error) {
-			t := target{token: token, keyID: keyID, next: 1}
 			if now != nil {
-				t.revision, t.current, t.next = now.SecretRevision, now.CurrentVersion, now.NextVersion
-			} else if record, ok := p.view.Secret(token); ok {
-				t.revision, t.current, t.next = record.Revision, record.Current, fsm.NextVersion(record)
+				return build(target{token, keyID, now.SecretRevision, now.CurrentVersion, now.NextVersion})
 			}
-			return build(t)
+			return build(targetAt(p, token, keyID))
 		},
 	})
 	if err != nil {
 		return Changed{}, err
 	}
-	changed := Changed{Version: secret.Version(result.Version), Index: result.Index}
-	for _, v := range result.Versions {
-		changed.Versions = append(changed.Versions, secret.Version(v))
+	return Changed{secret.Version(result.Version), numbered(result.Versions), result.Index}, nil
+}
+
+func numbered(numbers []uint64) (versions []secret.Version) {
+	for _, v := range numbers {
+		versions = append(versions, secret.Version(v))
 	}
-	return changed, nil
+	return versions
 }
 
 // encodeValues writes values as the JSON object that readers get back.

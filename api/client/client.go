@@ -110,13 +110,31 @@ func (c *Client) Peers() []string { return c.peers }
 // Put writes the next version of a secret. expect, when not nil, must be the
 // current version.
 func (c *Client) Put(ctx context.Context, path string, values map[string]string, expect *secret.Version) (ChangeAnswer, error) {
-	for _, value := range values {
-		// JSON would replace what is not UTF-8 without a word.
-		if !utf8.ValidString(value) {
-			return ChangeAnswer{}, secret.Invalid("values", "a value is not valid UTF-8; encode binary data, for example as base64")
-		}
+	if err := checkValues(values); err != nil {
+		return ChangeAnswer{}, err
 	}
 	return change[ChangeAnswer](ctx, c, RouteSecretPut, PutRequest{path, values, expect})
+}
+
+// checkValues refuses what JSON would replace without a word.
+func checkValues(values map[string]string) error {
+	for _, value := range values {
+		if !utf8.ValidString(value) {
+			return secret.Invalid("values", "a value is not valid UTF-8; encode binary data, for example as base64")
+		}
+	}
+	return nil
+}
+
+// Transact makes all changes or none. An error that is because of one operation
+// carries its number.
+func (c *Client) Transact(ctx context.Context, operations ...Operation) (TransactAnswer, error) {
+	for _, o := range operations {
+		if err := checkValues(o.Values); err != nil {
+			return TransactAnswer{}, err
+		}
+	}
+	return change[TransactAnswer](ctx, c, RouteSecretTransact, TransactRequest{operations})
 }
 
 // Get reads a version of a secret, 0 for the current one.
@@ -387,7 +405,7 @@ var wireCodes = map[string]secret.Code{
 func failure(status int, body []byte) error {
 	var native Failure
 	if json.Unmarshal(body, &native) == nil && native.Code != "" {
-		return &secret.Error{Code: native.Code, Message: native.Message, Reason: native.Reason, Current: native.Current}
+		return &secret.Error{Code: native.Code, Message: native.Message, Reason: native.Reason, Current: native.Current, Operation: native.Operation}
 	}
 	var wire struct{ Err, Reason string }
 	if json.Unmarshal(body, &wire) == nil {

@@ -32,6 +32,7 @@ const (
 	RouteSecretDestroy  = "/v1/secrets/destroy"
 	RouteSecretPurge    = "/v1/secrets/purge"
 	RouteSecretMetadata = "/v1/secrets/metadata"
+	RouteSecretTransact = "/v1/secrets/transact"
 	RoutePolicyPut      = "/v1/policies/put"
 	RoutePolicyGet      = "/v1/policies/get"
 	RoutePolicyDelete   = "/v1/policies/delete"
@@ -59,7 +60,9 @@ type Failure struct {
 	Message string         `json:"message"`
 	Reason  string         `json:"reason,omitempty"`
 	Current secret.Version `json:"currentVersion,omitempty"` // of a conflict
-	Request string         `json:"requestId,omitempty"`
+	// Operation is which operation of a transaction could not be, from 1.
+	Operation int    `json:"operation,omitempty"`
+	Request   string `json:"requestId,omitempty"`
 }
 
 // PutRequest asks to write the next version of a secret.
@@ -87,6 +90,38 @@ type PathRequest struct {
 type VersionsRequest struct {
 	Path     string           `json:"path"`
 	Versions []secret.Version `json:"versions"`
+}
+
+// Operation is one change of a transaction. Op is "put", "delete", "destroy" or
+// "purge".
+type Operation struct {
+	Op     string            `json:"op"`
+	Path   string            `json:"path"`
+	Values map[string]string `json:"values,omitempty"` // of a put
+	// Versions are what delete (none: the current one) and destroy are about.
+	Versions []secret.Version `json:"versions,omitempty"`
+	// ExpectedVersion, when given, must be the current version (0: none is live).
+	ExpectedVersion *secret.Version `json:"expectedVersion,omitempty"`
+}
+
+// TransactRequest asks for all of the operations or none: at most 64, on as many
+// secrets, with at most 1 MiB of values.
+type TransactRequest struct {
+	Operations []Operation `json:"operations"`
+}
+
+// TransactAnswer has one result per operation, in order.
+type TransactAnswer struct {
+	Operations []OperationAnswer `json:"operations"`
+	Index      uint64            `json:"index"`
+}
+
+// OperationAnswer says what one operation came to.
+type OperationAnswer struct {
+	Op       string           `json:"op"`
+	Path     string           `json:"path"`
+	Version  secret.Version   `json:"version,omitempty"`
+	Versions []secret.Version `json:"versions,omitempty"`
 }
 
 // SecretAnswer is one version of a secret.
