@@ -29,7 +29,9 @@ var outcomes = map[secret.Code]outcome{
 	secret.CodeOverloaded:  {http.StatusTooManyRequests, http.StatusServiceUnavailable, "state_not_ready"},
 	secret.CodeUnknown:     {http.StatusGatewayTimeout, http.StatusServiceUnavailable, "state_not_ready"},
 	secret.CodeFull:        {http.StatusInsufficientStorage, http.StatusServiceUnavailable, "state_not_ready"},
-	secret.CodeInternal:    {http.StatusInternalServerError, http.StatusInternalServerError, "api_internal_error"},
+	// Only who sends headers of ours sees this one, so it is the same on the wire.
+	secret.CodeIndexRequired: {http.StatusPreconditionRequired, http.StatusPreconditionRequired, "api_bad_request"},
+	secret.CodeInternal:      {http.StatusInternalServerError, http.StatusInternalServerError, "api_internal_error"},
 }
 
 // lookup finds how err shows.

@@ -6,6 +6,7 @@ import "time"
 var (
 	Decode       = decode
 	ParseWriteID = parseWriteID
+	ParseKey     = parseKey
 )
 
 // SetLimits replaces the bounds on requests under way, before Serve.

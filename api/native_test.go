@@ -559,3 +559,26 @@ func FuzzParseWriteID(f *testing.F) {
 		}
 	})
 }
+
+// FuzzParseKey: a key is taken as it is or not at all, and equal keys only give
+// equal ids.
+func FuzzParseKey(f *testing.F) {
+	for _, s := range []string{"", "a", "order 7", "é", "a\tb", strings.Repeat("x", 129)} {
+		f.Add(s, "7")
+	}
+	f.Fuzz(func(t *testing.T, key, index string) {
+		w, err := api.ParseKey(key, []string{index})
+		if err != nil {
+			if w != (store.WriteID{}) || secret.CodeOf(err) != secret.CodeInvalid {
+				t.Fatalf("%q: %+v %v", key, w, err)
+			}
+			return
+		}
+		if !w.Keyed || len(key) == 0 || len(key) > 128 || strings.Trim(key, "\x00\x7f") != key {
+			t.Fatalf("%q was read as %+v", key, w)
+		}
+		if other, err := api.ParseKey("x"+key, []string{index}); err == nil && other.ID == w.ID {
+			t.Fatal("two keys, one id")
+		}
+	})
+}

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
@@ -125,11 +126,44 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request) (store.Request, er
 		return request, errNoIdentity
 	}
 	request.Caller = s.cfg.Domains.ParseCaller(peer.TrustDomain().Name(), peer.Path())
-	request.Write, err = parseWriteID(r.Header.Get(client.HeaderWriteID))
+	request.Write, err = writeID(r.Header)
 	return request, err
 }
 
 var errNoIdentity = &secret.Error{Code: secret.CodeDenied, Message: "the connection's SVID is missing or has expired; connect anew"}
+
+// writeID reads what makes retries of a request harmless: our own id, or a key
+// of the client's with an index.
+func writeID(h http.Header) (store.WriteID, error) {
+	keys := h.Values(client.HeaderIdempotencyKey)
+	switch own := h.Get(client.HeaderWriteID); {
+	case len(keys) == 0:
+		return parseWriteID(own)
+	case own != "":
+		return store.WriteID{}, secret.Invalid(client.HeaderIdempotencyKey, "a request has one, or a "+client.HeaderWriteID+", not both")
+	case len(keys) > 1:
+		return store.WriteID{}, secret.Invalid(client.HeaderIdempotencyKey, "it is given twice")
+	}
+	return parseKey(keys[0], h.Values(client.HeaderIndex))
+}
+
+const maxKeyBytes = 128
+
+func parseKey(key string, index []string) (store.WriteID, error) {
+	if key == "" || len(key) > maxKeyBytes || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return store.WriteID{}, secret.Invalid(client.HeaderIdempotencyKey, "it is not 1 to 128 printable ASCII characters")
+	}
+	sum := sha256.Sum256([]byte("spike idempotency key\x00" + key)) // the door binds it to the caller
+	w := store.WriteID{ID: [16]byte(sum[:16]), Keyed: true}
+	if len(index) == 0 {
+		return w, nil
+	}
+	var err error
+	if w.Index, err = strconv.ParseUint(index[0], 10, 64); err != nil || len(index) > 1 {
+		return store.WriteID{}, secret.Invalid(client.HeaderIndex, "it is not an index that an answer carried")
+	}
+	return w, nil
+}
 
 func parseWriteID(header string) (store.WriteID, error) {
 	if header == "" {

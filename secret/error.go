@@ -22,7 +22,9 @@ const (
 	CodeUnknown     Code = "unknown"       // outcome unknown: read before writing again
 	CodeFull        Code = "full"          // the cluster's state has reached its limit
 	CodeUndecrypted Code = "not_decrypted" // a ciphertext given by the caller did not open
-	CodeInternal    Code = "internal"      // a defect or damaged data
+	// CodeIndexRequired: an idempotency key came without the index that makes it safe.
+	CodeIndexRequired Code = "index_required"
+	CodeInternal      Code = "internal" // a defect or damaged data
 )
 
 // Error is a failure with its code. Its text is for people and never holds a

@@ -79,6 +79,9 @@ func (w *writing) begin(ctx context.Context) (*fsmpb.Result, error) {
 		return nil, err
 	}
 	w.fresh = false
+	if err := w.judgeable(ctx); err != nil {
+		return nil, err
+	}
 	id, index := s.scoped(w.r, w.p.view.Index())
 	print, err := s.cfg.Keys.Fingerprint(append([][]byte{[]byte(w.c.op)}, w.c.fingerprint...)...)
 	if err != nil {
@@ -86,6 +89,25 @@ func (w *writing) begin(ctx context.Context) (*fsmpb.Result, error) {
 	}
 	w.id = &fsmpb.WriteID{Id: id[:], Index: index, Request: print}
 	return w.run(ctx)
+}
+
+// judgeable refuses a keyed id whose index says nothing about the past.
+func (w *writing) judgeable(ctx context.Context) error {
+	id := w.r.Write
+	switch {
+	case !id.Keyed:
+		return nil
+	case id.Index == 0:
+		return secret.Errorf(secret.CodeIndexRequired, "an idempotency key needs an index that was answered before the first attempt with it: for a first attempt the Spike-Index of this answer will do; keep it with the key for every retry")
+	case id.Index > w.p.view.Index(): // this peer may only be behind
+		if err := w.refresh(ctx); err != nil {
+			return err
+		}
+		if id.Index > w.p.view.Index() {
+			return secret.Invalid("Spike-Index", "this cluster has never answered such an index")
+		}
+	}
+	return nil
 }
 
 // writing is one run of a change.

@@ -126,9 +126,16 @@ type Request struct {
 // peer, is applied once. Index is one that the caller saw answered before its
 // first attempt; 0 lets this peer take its own, which is right only for a first
 // attempt. The zero WriteID asks for a fresh one.
+//
+// Keyed is for ids that clients make of keys of their own and repeat whenever
+// they like: nothing tells a first attempt from a late retry then, and this
+// peer's own index would let a retry through after its result was forgotten. So
+// the index has to be there, and has to be one that was published
+// (CodeIndexRequired, CodeInvalid).
 type WriteID struct {
 	ID    [16]byte
 	Index uint64
+	Keyed bool
 }
 
 // scoped binds id to the caller, so that no caller can collide with another's.

@@ -193,6 +193,46 @@ func TestWriteIDs(t *testing.T) {
 	}
 }
 
+// Invariant 6: a key of the client's is judged by an index from before its first
+// attempt or not at all. After the window has forgotten it the outcome is
+// unknown; it is never applied again.
+func TestIdempotencyKeys(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.log.must(t, &fsmpb.Command{Op: &fsmpb.Command_PutSettings{PutSettings: &fsmpb.PutSettings{
+		ExpectedRevision: w.machine.View().SettingsRevision(), Settings: &fsmpb.Settings{WindowEntries: 3}}}})
+	r := su
+	r.Write = store.WriteID{ID: [16]byte{1}, Keyed: true}
+	_, err := w.PutSecret(ctx, r, "a/b", values("x"), nil)
+	wantCode(t, err, secret.CodeIndexRequired)
+	_, err = w.GetSecret(ctx, r, "a/b", 0) // reads need none, and nothing was written
+	wantCode(t, err, secret.CodeNotFound)
+	late := r
+	r.Write.Index = w.Index()
+	first, err := w.PutSecret(ctx, r, "a/b", values("x"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.other().PutSecret(ctx, r, "a/b", values("x"), nil); err != nil || again.Index != first.Index {
+		t.Fatal(again, err)
+	}
+	for range 3 {
+		if _, err := w.PutSecret(ctx, su, "a/c", values("y"), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = w.PutSecret(ctx, r, "a/b", values("x"), nil)
+	wantCode(t, err, secret.CodeUnknown)
+	_, err = w.PutSecret(ctx, late, "a/b", values("x"), nil)
+	wantCode(t, err, secret.CodeIndexRequired)
+	late.Write.Index = w.Index() + 1000
+	_, err = w.PutSecret(ctx, late, "a/b", values("x"), nil)
+	wantCode(t, err, secret.CodeInvalid)
+	if m, err := w.GetMetadata(ctx, su, "a/b", 0, true); err != nil || m.Current != 1 {
+		t.Fatal("applied again: ", m, err)
+	}
+}
+
 // Invariant 5: a negative answer is given only after a read-index round.
 func TestNegativeAnswersAreFresh(t *testing.T) {
 	t.Parallel()

@@ -11,13 +11,18 @@ import (
 const (
 	// HeaderRequestID carries the request id that the audit records have.
 	HeaderRequestID = "Spike-Request-Id"
-	// HeaderIndex carries the Raft index that the answering peer had published.
+	// HeaderIndex carries the Raft index that the answering peer had published; in
+	// requests, beside HeaderIdempotencyKey, one that the client saw before its
+	// first attempt.
 	HeaderIndex = "Spike-Index"
 	// HeaderWriteID carries, in requests that change something, 32 hexadecimal
 	// digits that stay the same over all attempts, a dot, and an index that the
 	// client saw in an answer before its first attempt (0 when it saw none, which
 	// is right on the first attempt only).
 	HeaderWriteID = "Spike-Write-Id"
+	// HeaderIdempotencyKey carries, in place of HeaderWriteID, a name of the
+	// client's own for one change: 1 to 128 printable ASCII characters.
+	HeaderIdempotencyKey = "Idempotency-Key"
 )
 
 // Routes of the native API. All but health and status are POST with a JSON
