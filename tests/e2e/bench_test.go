@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -173,4 +174,54 @@ func bareTLS(b *testing.B, c *cluster) func(int) error {
 		}
 		return nil
 	}
+}
+
+// BenchmarkFailover kills the leader 30 times and reports the time from each
+// kill to the next acknowledged write through the survivors.
+func BenchmarkFailover(b *testing.B) {
+	c := up(b)
+	cl := c.client(superuser)
+	var times []float64
+	for range max(b.N, 30) {
+		leader := c.leader(cl)
+		rest := c.client(superuser, (leader+1)%3, (leader+2)%3)
+		if _, err := rest.Put(ctx, "failover", value, nil); err != nil { // connected, before the clock runs
+			b.Fatal(err)
+		}
+		c.kill(peerName(leader))
+		begin := time.Now()
+		if _, err := rest.Put(ctx, "failover", value, nil); err != nil {
+			b.Fatal(err)
+		}
+		times = append(times, time.Since(begin).Seconds())
+		c.start(peerName(leader))
+		c.whole(cl)
+	}
+	slices.Sort(times)
+	b.ReportMetric(times[len(times)/2], "s-p50")
+	b.ReportMetric(times[len(times)-1], "s-max")
+}
+
+// BenchmarkReadAfterWriteElsewhere writes through one peer of an idle cluster
+// and reads at once through another, and reports the latency of that read.
+func BenchmarkReadAfterWriteElsewhere(b *testing.B) {
+	c := up(b)
+	leader := c.leader(c.client(superuser))
+	writer, reader := c.client(superuser, (leader+1)%3), c.client(superuser, (leader+2)%3)
+	var times []float64
+	for n := range max(b.N, 200) {
+		answer, err := writer.Put(ctx, "read-after-write", map[string]string{"v": strconv.Itoa(n)}, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		begin := time.Now()
+		_, got, err := reader.Get(ctx, "read-after-write", 0)
+		if err != nil || got.Version != answer.Version {
+			b.Fatalf("wrote version %d, read %d: %v", answer.Version, got.Version, err)
+		}
+		times = append(times, time.Since(begin).Seconds()*1000)
+	}
+	slices.Sort(times)
+	b.ReportMetric(times[len(times)/2], "ms-p50")
+	b.ReportMetric(times[len(times)*99/100], "ms-p99")
 }
