@@ -222,7 +222,7 @@ func FuzzRegexpMatchesWholeNames(f *testing.F) {
 		}
 		whole, err := regexp.Compile("^(?:" + text + ")$")
 		if err != nil {
-			t.Skip()
+			return // too large with the anchors
 		}
 		if got := policy.NewSet(c).Decide(app(web), secret.Read, secret.Path(name)).Allowed; got != whole.MatchString(name) {
 			t.Fatalf("%q on %q: allowed %v", text, name, got)

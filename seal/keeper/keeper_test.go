@@ -464,8 +464,11 @@ func TestClusterOverRealKeepers(t *testing.T) {
 		t.Fatal(reports, err)
 	}
 	again, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Skip("the port was taken meanwhile:", err)
+	for deadline := time.Now().Add(30 * time.Second); err != nil; again, err = net.Listen("tcp", addr) {
+		if time.Now().After(deadline) { // somebody else's short-lived connection may have it for a moment
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	serveOn(t, again, issued(t, a, "/spike/keeper/keeper-2", time.Hour), keeper.ServerOptions{})
 	if reports, _ = second.Inspect(t.Context(), l.state, keepers); reports[1].Health != seal.Empty {
