@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -55,14 +57,26 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Write
 		return int(status)
 	}
 	fmt.Fprintln(errOut, "Error:", err)
+	var remote *secret.Error
+	if errors.As(err, &remote) && remote.Code == secret.CodeUnavailable && remote.Cause != nil {
+		fmt.Fprintln(errOut, "Cause:", innermost(remote.Cause))
+	}
 	if hint := hintFor(err); hint != "" {
 		fmt.Fprintln(errOut, "Hint:", hint)
 	}
-	var remote *secret.Error
-	if errors.As(err, &remote) && !errors.Is(err, errLocal) {
+	if remote != nil && !errors.Is(err, errLocal) {
 		return ExitRemote
 	}
 	return ExitLocal
+}
+
+// innermost leaves out what the HTTP client says of the request.
+func innermost(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		return request.Err
+	}
+	return err
 }
 
 // exitStatus ends the program without another word: it was said already.
@@ -88,12 +102,33 @@ type localError struct{ error }
 
 func (e localError) Unwrap() []error { return []error{e.error, errLocal} }
 
+// hinted carries the hint that a command knows better than hintFor.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e hinted) Unwrap() error { return e.error }
+
+// needsRole says which role a refused operation takes: no policy grants it.
+func needsRole(err error, role string) error {
+	if secret.CodeOf(err) != secret.CodeDenied {
+		return err
+	}
+	return hinted{&secret.Error{Code: secret.CodeDenied, Message: "this takes the role " + role + ", which no policy gives", Cause: err},
+		"be that role (SPIFFE_ENDPOINT_SOCKET); for a cluster of 'spikectl dev up': eval \"$(spikectl dev env --role " + role + ")\""}
+}
+
 func hintFor(err error) string {
+	var own hinted
+	if errors.As(err, &own) {
+		return own.hint
+	}
 	switch secret.CodeOf(err) {
 	case secret.CodeSealed:
 		return "see 'spikectl status'; a sealed peer gets its keys from the Keepers by itself, or from 'spikectl operator restore'"
 	case secret.CodeUnavailable:
-		return "see 'spikectl status'; a majority of the peers must be up"
+		return "a majority of the peers must be up; 'spikectl status' asks any one of them"
 	case secret.CodeDenied:
 		return "check which identity you use (SPIFFE_ENDPOINT_SOCKET) and the policies ('spikectl policy list')"
 	}
@@ -141,6 +176,11 @@ func newApp(in io.Reader, out, errOut io.Writer) *cli.App {
 func finish(commands []*cli.Command) {
 	for _, c := range commands {
 		c.OnUsageError = usageError
+		for _, f := range c.Flags {
+			if b, ok := f.(*cli.BoolFlag); ok {
+				b.DisableDefaultText = true
+			}
+		}
 		if len(c.Subcommands) == 0 {
 			c.HideHelpCommand = true // "help" may be an argument
 			continue
@@ -161,12 +201,11 @@ func usageError(c *cli.Context, err error, _ bool) error {
 
 // connect makes the client of a command; the caller runs done at the end.
 func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(), err error) {
-	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
+	deadline := time.Now().Add(c.Duration("timeout"))
 	var domains []spiffeid.TrustDomain
 	for _, name := range strings.Split(c.String("trust-root"), ",") {
 		domain, err := spiffeid.TrustDomainFromString(strings.TrimSpace(name))
 		if err != nil {
-			cancel()
 			return nil, nil, nil, usage("--trust-root %q is not a trust domain", name)
 		}
 		domains = append(domains, domain)
@@ -176,16 +215,13 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 		addresses = listed([]string{os.Getenv("SPIKE_NEXUS_API_URL")})
 	}
 	if len(addresses) == 0 {
-		cancel()
 		return nil, nil, nil, usage("no peer is named: set SPIKE_NEXUS_API_URLS or --address; for a cluster of 'spikectl dev up': eval \"$(spikectl dev env)\"")
 	}
 	if err := checkSocket(c.String("socket")); err != nil {
-		cancel()
 		return nil, nil, nil, err
 	}
-	source, err := identity.Open(ctx, identity.Options{Socket: c.String("socket"), Timeout: min(10*time.Second, c.Duration("timeout"))})
+	source, err := identity.Open(c.Context, identity.Options{Socket: c.String("socket"), Timeout: min(10*time.Second, c.Duration("timeout"))})
 	if err != nil {
-		cancel()
 		return nil, nil, nil, err
 	}
 	cl, err = client.New(client.Config{Addresses: addresses, TLS: source.Client(func(id spiffeid.ID) error {
@@ -198,11 +234,18 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 	})})
 	if err != nil {
 		source.Close()
-		cancel()
 		return nil, nil, nil, local(err)
 	}
-	return cl, ctx, func() { cl.Close(); source.Close(); cancel() }, nil
+	ctx, cancel := context.WithDeadline(c.Context, deadline)
+	patience := time.AfterFunc(quiet, func() {
+		fmt.Fprintf(c.App.ErrWriter, "no answer yet; asking the peers again until %s are over (--timeout)\n", c.Duration("timeout"))
+	})
+	return cl, ctx, func() { patience.Stop(); cl.Close(); source.Close(); cancel() }, nil
 }
+
+// quiet is how long a command waits without a word: longer than an election
+// takes, shorter than people think that it hangs.
+const quiet = 4 * time.Second
 
 // listed splits at commas and leaves out what is blank.
 func listed(given []string) (list []string) {
@@ -214,20 +257,21 @@ func listed(given []string) (list []string) {
 	return list
 }
 
-// checkSocket refuses a socket that is not there at once: identity.Open would
+// checkSocket refuses a socket that nobody serves at once: identity.Open would
 // wait for it, as a service that starts before its agent must.
 func checkSocket(address string) error {
 	if address == "" {
 		address = identity.DefaultSocket
 	}
-	path, ok := strings.CutPrefix(address, "unix://")
-	if !ok {
-		return nil
+	path := strings.TrimPrefix(strings.TrimPrefix(address, "unix:"), "//")
+	if !strings.HasPrefix(path, "/") {
+		return nil // identity.Open knows what to say
 	}
-	if info, err := os.Stat(path); err != nil || info.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%w: there is no socket at %s; set SPIFFE_ENDPOINT_SOCKET or --socket", identity.ErrUnavailable, path)
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return fmt.Errorf("%w: nobody serves the socket %s; set SPIFFE_ENDPOINT_SOCKET or --socket", identity.ErrUnavailable, path)
 	}
-	return nil
+	return conn.Close()
 }
 
 // action is a command that talks to the cluster. It dials once it knows that it
@@ -237,14 +281,23 @@ type action func(c *cli.Context, dial dialer) error
 // dialer makes the client of a command, and the context that bounds it.
 type dialer func() (*client.Client, context.Context, error)
 
-// with runs an action and closes what it opened.
+// with runs an action and closes what it opened. What the cluster says of the
+// thing that the first argument names begins with that name.
 func with(do action) cli.ActionFunc {
-	return func(c *cli.Context) error {
+	return func(c *cli.Context) (err error) {
 		if err := checkFormat(c); err != nil {
 			return err
 		}
 		done := func() {}
-		defer func() { done() }()
+		defer func() {
+			done()
+			switch secret.CodeOf(err) {
+			case secret.CodeNotFound, secret.CodeConflict, secret.CodeDenied:
+				if thing := c.Args().First(); thing != "" {
+					err = fmt.Errorf("%s: %w", thing, err)
+				}
+			}
+		}()
 		return do(c, func() (*client.Client, context.Context, error) {
 			cl, ctx, end, err := connect(c)
 			if err == nil {
@@ -255,19 +308,23 @@ func with(do action) cli.ActionFunc {
 	}
 }
 
-// arguments checks the number of positional arguments: from min to max, where
-// max < 0 means any number.
+// arguments checks the number of positional arguments: from least to most, where
+// most < 0 means any number.
 func arguments(c *cli.Context, least, most int) error {
 	n := c.NArg()
-	if n < least || most >= 0 && n > most {
-		return usage("wrong number of arguments: spikectl %s %s", strings.TrimPrefix(c.Command.HelpName, "spikectl "), c.Command.ArgsUsage)
+	words := strings.TrimSpace(c.Command.HelpName + " " + c.Command.ArgsUsage)
+	switch {
+	case n < least:
+		return usage("too few arguments; write %s", words)
+	case most >= 0 && n > most:
+		return usage("too many arguments; write %s", words)
 	}
 	return nil
 }
 
 func versionCommand() *cli.Command {
 	return &cli.Command{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
-		if err := checkFormat(c); err != nil {
+		if err := errors.Join(checkFormat(c), arguments(c, 0, 0)); err != nil {
 			return err
 		}
 		return show(c, map[string]string{"version": node.Version}, func(w io.Writer) { fmt.Fprintln(w, node.Version) })
@@ -280,22 +337,18 @@ func confirm(c *cli.Context, question string) error {
 	if c.Bool("yes") {
 		return nil
 	}
-	in, ok := c.App.Reader.(*os.File)
-	if info, err := statFile(in, ok); err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return usage("%s This cannot be undone: add --yes to do it", question)
+	if in, ok := c.App.Reader.(*os.File); ok {
+		if info, err := in.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			fmt.Fprintf(c.App.ErrWriter, "%s This cannot be undone. Type \"yes\": ", question)
+			var answer string
+			switch n, _ := fmt.Fscanln(in, &answer); {
+			case answer == "yes":
+				return nil
+			case n > 0:
+				return usage("nothing was done")
+			}
+			fmt.Fprintln(c.App.ErrWriter) // the end of /dev/null, say
+		}
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%s This cannot be undone. Type \"yes\": ", question)
-	var answer string
-	fmt.Fscanln(in, &answer)
-	if answer != "yes" {
-		return usage("nothing was done")
-	}
-	return nil
-}
-
-func statFile(f *os.File, ok bool) (os.FileInfo, error) {
-	if !ok {
-		return nil, os.ErrInvalid
-	}
-	return f.Stat()
+	return usage("%s This cannot be undone: add --yes to do it", question)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -56,12 +57,12 @@ func encrypt(c *cli.Context, dial dialer) error {
 }
 
 func decrypt(c *cli.Context, dial dialer) error {
-	input, err := cipherInput(c, 2*maxCipherInput)
+	input, err := cipherInput(c, 2*maxCipherInput) // in base64, with what encryption adds
 	if err != nil {
 		return err
 	}
 	framed := input
-	if decoded, err := base64.StdEncoding.DecodeString(string(trimSpace(input))); err == nil {
+	if decoded, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(input))); err == nil {
 		framed = decoded
 	}
 	if len(framed) < 1+cipherNonce || framed[0] != cipherVersion {
@@ -87,6 +88,9 @@ func cipherInput(c *cli.Context, limit int64) ([]byte, error) {
 	if err := arguments(c, 0, 0); err != nil {
 		return nil, err
 	}
+	if c.IsSet("out") && c.String("format") != "table" {
+		return nil, usage("--out writes the bytes alone: leave --format (SPIKE_FORMAT) away")
+	}
 	in := c.App.Reader
 	if c.IsSet("file") {
 		file, err := os.Open(c.String("file"))
@@ -98,22 +102,26 @@ func cipherInput(c *cli.Context, limit int64) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(in, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		err = errors.New("the input is larger than the 64 KiB that are encrypted in one piece")
+		err = usage("the input is larger than what is encrypted in one piece, 64 KiB")
 	}
 	return b, err
 }
 
 func cipherOutput(c *cli.Context, b []byte) error {
 	if c.IsSet("out") {
-		return os.WriteFile(c.String("out"), b, 0o600)
+		file, err := os.OpenFile(c.String("out"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		info, err := file.Stat()
+		if err == nil && info.Mode().IsRegular() {
+			err = file.Chmod(0o600) // it may have been there, open to others
+		}
+		if err == nil {
+			_, err = file.Write(b)
+		}
+		return errors.Join(err, file.Close())
 	}
 	_, err := c.App.Writer.Write(b)
 	return err
-}
-
-func trimSpace(b []byte) []byte {
-	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r' || b[len(b)-1] == ' ') {
-		b = b[:len(b)-1]
-	}
-	return b
 }

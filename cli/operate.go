@@ -23,8 +23,8 @@ import (
 func bootstrapCommand() *cli.Command {
 	return &cli.Command{Name: "bootstrap", Usage: "give a new cluster its root key and the Keepers their shares (role bootstrap or superuser)",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "shares", EnvVars: []string{"SPIKE_SHAMIR_SHARES", "SPIKE_NEXUS_SHAMIR_SHARES"}, Usage: "number of shares; that of the Keepers by default"},
-			&cli.IntFlag{Name: "threshold", EnvVars: []string{"SPIKE_SHAMIR_THRESHOLD", "SPIKE_NEXUS_SHAMIR_THRESHOLD"}, Usage: "shares needed to unseal; more than half of them by default"},
+			&cli.IntFlag{Name: "shares", EnvVars: []string{"SPIKE_SHAMIR_SHARES", "SPIKE_NEXUS_SHAMIR_SHARES"}, DefaultText: "that of the Keepers", Usage: "`NUMBER` of shares"},
+			&cli.IntFlag{Name: "threshold", EnvVars: []string{"SPIKE_SHAMIR_THRESHOLD", "SPIKE_NEXUS_SHAMIR_THRESHOLD"}, DefaultText: "more than half", Usage: "`NUMBER` of shares needed to unseal"},
 		},
 		Action: with(func(c *cli.Context, dial dialer) error {
 			if err := arguments(c, 0, 0); err != nil {
@@ -35,7 +35,7 @@ func bootstrapCommand() *cli.Command {
 				return err
 			}
 			if err := cl.Init(ctx, c.Int("shares"), c.Int("threshold")); err != nil {
-				return err
+				return needsRole(err, "bootstrap")
 			}
 			return show(c, map[string]bool{"initialised": true}, func(io.Writer) {
 				fmt.Fprintln(c.App.ErrWriter, "the cluster has its root key; the Keepers hold the shares. Keep recovery shares safe: spikectl operator recover")
@@ -79,7 +79,7 @@ func recoverShares(c *cli.Context, dial dialer) error {
 		Shards map[int][32]byte `json:"shards"`
 	}
 	if err := cl.Wire(ctx, client.WireRecover, "", struct{}{}, &answer); err != nil {
-		return err
+		return needsRole(err, "recover")
 	}
 	var files []string
 	for index, share := range answer.Shards {
@@ -148,7 +148,7 @@ func restoreShare(c *cli.Context, dial dialer) error {
 		if secret.CodeOf(err) == secret.CodeInvalid {
 			err = &secret.Error{Code: secret.CodeInvalid, Message: "the share was refused: it is wrong, was given already, or the cluster is not sealed; shares given before still count", Cause: err}
 		}
-		return err
+		return needsRole(err, "restore")
 	}
 	return show(c, answer, func(io.Writer) {
 		if answer.Restored {
@@ -162,7 +162,9 @@ func restoreShare(c *cli.Context, dial dialer) error {
 func auditCommand() *cli.Command {
 	return &cli.Command{Name: "audit", Usage: "work with audit logs", Subcommands: []*cli.Command{
 		{Name: "verify", Usage: "check the chain of a peer's audit log", ArgsUsage: "DIRECTORY",
+			Description: "Exit status 2 says that something is wrong with the log. Records that were written after\nthe anchored point (the last second, or 1,024 records) could be rewritten unseen.",
 			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "peer", Usage: "`NAME` of the peer whose log this must be"},
 				&cli.StringFlag{Name: "anchor", Usage: "`COUNT:HEAD` that the log must contain, from 'spikectl status --format json'"},
 				&cli.BoolFlag{Name: "cluster", Usage: "ask the cluster for the anchor"},
 			},
@@ -190,15 +192,29 @@ func verifyAudit(c *cli.Context) error {
 			return err
 		}
 	}
+	if want := c.String("peer"); want != "" && want != report.Peer {
+		report.Findings = append(report.Findings, audit.Finding{Detail: fmt.Sprintf("this is the log of the peer %q, not of %q", report.Peer, want)})
+	}
+	if report.Findings == nil {
+		report.Findings = []audit.Finding{} // in JSON a list, whatever it holds
+	}
 	err = show(c, report, func(w io.Writer) {
 		fmt.Fprintf(w, "peer %s: %d records in %s, %s to %s\n", report.Peer, report.Records, count(report.Files, "file"), shortTime(report.From), shortTime(report.To))
 		for _, f := range report.Findings {
-			fmt.Fprintf(w, "FOUND %s line %d: %s\n", f.File, f.Line, f.Detail)
+			place := ""
+			if f.File != "" {
+				place = f.File
+				if f.Line > 0 {
+					place += fmt.Sprintf(" line %d", f.Line)
+				}
+				place += ": "
+			}
+			fmt.Fprintf(w, "FOUND %s%s\n", place, f.Detail)
 		}
 		switch {
 		case len(report.Findings) > 0:
 		case report.Anchored:
-			fmt.Fprintln(w, "the chain is whole and contains the anchored point")
+			fmt.Fprintf(w, "the chain is whole and contains the anchored point, record %d\n", anchor.Count)
 		default:
 			fmt.Fprintln(w, "the chain is whole; without an anchor a cut tail cannot be seen (--cluster)")
 		}

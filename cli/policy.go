@@ -14,16 +14,27 @@ import (
 	"github.com/spike-ha/spike-ha/secret"
 )
 
-func policyCommand() *cli.Command {
-	parts := []cli.Flag{
+func policyParts() []cli.Flag {
+	return []cli.Flag{
 		&cli.StringFlag{Name: "name", Usage: "`NAME` of the policy"},
-		&cli.StringFlag{Name: "path-pattern", Usage: "paths: exact:TEXT, prefix:TEXT, glob:TEXT or regexp:TEXT"},
-		&cli.StringFlag{Name: "spiffeid-pattern", Usage: "SPIFFE ids, written likewise"},
-		&cli.StringFlag{Name: "permissions", Usage: "comma-separated: read, write, list, execute, super"},
+		&cli.StringFlag{Name: "path-pattern", Usage: "`PATTERN` of paths: exact:TEXT, prefix:TEXT, glob:TEXT or regexp:TEXT"},
+		&cli.StringFlag{Name: "spiffeid-pattern", Usage: "`PATTERN` of SPIFFE ids, written likewise"},
+		&cli.StringFlag{Name: "permissions", Usage: "`LIST` with commas between: read, write, list, execute, super"},
 	}
+}
+
+// patternHelp explains patterns; each matches whole names.
+const patternHelp = `Patterns match whole names, never a part:
+  exact:tenants/acme/db     this name
+  prefix:tenants/acme       this name, and all below it (not tenants/acme2)
+  glob:tenants/*/db         * stands for anything without a slash, ** for anything
+  regexp:tenants/[a-z]+/db  a Go regular expression; ^…$ may be written alone`
+
+func policyCommand() *cli.Command {
 	return &cli.Command{Name: "policy", Usage: "say who may do what", Subcommands: []*cli.Command{
-		{Name: "create", Usage: "create a policy; it must not exist", Flags: parts, Action: with(createPolicy)},
-		{Name: "apply", Usage: "create or replace a policy", Flags: append([]cli.Flag{&cli.StringFlag{Name: "file", Usage: "YAML `FILE` with the policy; - is standard input"}}, parts...),
+		{Name: "create", Usage: "create a policy; it must not exist", Description: patternHelp, Flags: policyParts(), Action: with(createPolicy)},
+		{Name: "apply", Usage: "create or replace a policy", Description: patternHelp + "\n\nA file has name, spiffeidPattern, pathPattern and permissions, or is what 'policy get --format yaml' prints.",
+			Flags:  append([]cli.Flag{&cli.StringFlag{Name: "file", Usage: "YAML `FILE` with the policy; - is standard input"}}, policyParts()...),
 			Action: with(applyPolicy)},
 		{Name: "get", Usage: "show a policy", ArgsUsage: "NAME", Action: with(getPolicy)},
 		{Name: "list", Usage: "list all policies", Action: with(listPolicies)},
@@ -62,7 +73,7 @@ func policyFromFlags(c *cli.Context) (client.Policy, error) {
 	if c.String("permissions") == "" {
 		return client.Policy{}, usage("--permissions is missing")
 	}
-	return client.Policy{Name: c.String("name"), SPIFFEID: id, Path: path, Permissions: strings.Split(c.String("permissions"), ",")}, nil
+	return client.Policy{Name: c.String("name"), SPIFFEID: id, Path: path, Permissions: listed([]string{c.String("permissions")})}, nil
 }
 
 func createPolicy(c *cli.Context, dial dialer) error {
@@ -83,27 +94,43 @@ func createPolicy(c *cli.Context, dial dialer) error {
 	return putPolicy(c, ctx, cl, p)
 }
 
-// policyFile is a policy as people write it; SPIKE's files are read too.
+// policyFile is a policy as people write it, SPIKE's files included, or as "policy
+// get" prints it.
 type policyFile struct {
-	Name            string   `yaml:"name"`
-	SPIFFEIDPattern string   `yaml:"spiffeidPattern"`
-	PathPattern     string   `yaml:"pathPattern"`
-	Permissions     []string `yaml:"permissions"`
+	client.Policy   `yaml:",inline"`
+	SPIFFEIDPattern string `yaml:"spiffeidPattern"`
+	PathPattern     string `yaml:"pathPattern"`
+	Created         string `yaml:"createdTime"` // of the printed form, and ignored
+	Updated         string `yaml:"updatedTime"`
 }
 
 func applyPolicy(c *cli.Context, dial dialer) error {
-	if !c.IsSet("file") {
-		p, err := policyFromFlags(c)
-		if err != nil {
-			return err
+	policyOf := policyFromFlags
+	if c.IsSet("file") {
+		policyOf = policyFromFile
+	}
+	p, err := policyOf(c)
+	if err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
+	}
+	return putPolicy(c, ctx, cl, p)
+}
+
+func policyFromFile(c *cli.Context) (p client.Policy, err error) {
+	for _, f := range policyParts() {
+		if name := f.Names()[0]; c.IsSet(name) {
+			return p, usage("--%s does not go with --file: the file says it", name)
 		}
-		return dialAndPut(c, dial, p)
 	}
 	in := c.App.Reader
 	if name := c.String("file"); name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
-			return err
+			return p, err
 		}
 		defer file.Close()
 		in = file
@@ -112,25 +139,18 @@ func applyPolicy(c *cli.Context, dial dialer) error {
 	decoder := yaml.NewDecoder(io.LimitReader(in, 64<<10))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&f); err != nil {
-		return usage("the policy file is not understood: %w", err)
+		return p, usage("the policy file is not understood: %s", strings.ReplaceAll(err.Error(), " in type cli.policyFile", ""))
 	}
-	id, err := parsePattern("spiffeid-pattern", f.SPIFFEIDPattern)
-	if err != nil {
-		return err
+	p = f.Policy
+	if p.SPIFFEID == (secret.Pattern{}) {
+		if p.SPIFFEID, err = parsePattern("spiffeid-pattern", f.SPIFFEIDPattern); err != nil {
+			return p, err
+		}
 	}
-	path, err := parsePattern("path-pattern", f.PathPattern)
-	if err != nil {
-		return err
+	if p.Path == (secret.Pattern{}) {
+		p.Path, err = parsePattern("path-pattern", f.PathPattern)
 	}
-	return dialAndPut(c, dial, client.Policy{Name: f.Name, SPIFFEID: id, Path: path, Permissions: f.Permissions})
-}
-
-func dialAndPut(c *cli.Context, dial dialer, p client.Policy) error {
-	cl, ctx, err := dial()
-	if err != nil {
-		return err
-	}
-	return putPolicy(c, ctx, cl, p)
+	return p, err
 }
 
 func putPolicy(c *cli.Context, ctx context.Context, cl *client.Client, p client.Policy) error {

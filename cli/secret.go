@@ -16,22 +16,32 @@ import (
 )
 
 func secretCommand() *cli.Command {
-	versions := &cli.StringFlag{Name: "versions", Aliases: []string{"v"}, Usage: "comma-separated `NUMBERS`; 0 is the current one"}
+	versions := func(usage string) cli.Flag {
+		return &cli.StringFlag{Name: "versions", Aliases: []string{"v"}, Usage: "`NUMBERS` of versions, with commas between; " + usage}
+	}
 	yes := &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
 	return &cli.Command{Name: "secret", Usage: "read and write secrets", Subcommands: []*cli.Command{
 		{Name: "put", Usage: "write the next version of a secret", ArgsUsage: "PATH KEY=VALUE|KEY=@FILE|KEY=-...",
-			Flags:  []cli.Flag{&cli.Uint64Flag{Name: "cas", Usage: "only if this is the current `VERSION` (0: there is none)"}},
+			Description: `KEY=VALUE  the value itself; others on this machine can see a command line
+KEY=@FILE  the contents of a file, byte for byte; text only
+KEY=-      standard input, without the newline at its end
+
+The new version holds these keys and no others. A value that begins with @, or
+is -, comes from a file or from standard input.`,
+			Flags:  []cli.Flag{&cli.Uint64Flag{Name: "cas", DefaultText: "whatever it is", Usage: "only if this is the current `VERSION` (0: there is none)"}},
 			Action: with(putSecret)},
 		{Name: "get", Usage: "read a secret, or one key of it", ArgsUsage: "PATH [KEY]",
-			Flags:  []cli.Flag{&cli.Uint64Flag{Name: "version", Aliases: []string{"v"}, Usage: "`NUMBER` of the version; the current one by default"}},
-			Action: with(getSecret)},
+			Description: "One key's value is printed with a newline at its end, unless it has one.",
+			Flags:       []cli.Flag{&cli.Uint64Flag{Name: "version", Aliases: []string{"v"}, DefaultText: "the current one", Usage: "`NUMBER` of the version"}},
+			Action:      with(getSecret)},
 		{Name: "list", Usage: "list paths", ArgsUsage: "[PREFIX]", Action: with(listSecrets)},
 		{Name: "metadata", Usage: "show the versions of a secret", ArgsUsage: "PATH", Action: with(secretMetadata)},
-		{Name: "delete", Usage: "delete versions so that they can be undeleted", ArgsUsage: "PATH", Flags: []cli.Flag{versions},
-			Action: with(changeVersions("deleted", (*client.Client).Delete))},
-		{Name: "undelete", Usage: "make deleted versions readable again", ArgsUsage: "PATH", Flags: []cli.Flag{versions},
+		{Name: "delete", Usage: "delete versions so that they can be undeleted", ArgsUsage: "PATH", Flags: []cli.Flag{versions("the current one by default")},
+			Description: "The newest version that is left becomes the current one, and is what 'get' reads:\nto hide a secret, delete all its versions; to be rid of it, purge it.",
+			Action:      with(changeVersions("deleted", (*client.Client).Delete))},
+		{Name: "undelete", Usage: "make deleted versions readable again", ArgsUsage: "PATH", Flags: []cli.Flag{versions("the newest one by default, if all are deleted")},
 			Action: with(changeVersions("undeleted", (*client.Client).Undelete))},
-		{Name: "destroy", Usage: "remove the contents of versions for good", ArgsUsage: "PATH", Flags: []cli.Flag{versions, yes},
+		{Name: "destroy", Usage: "remove the contents of versions for good", ArgsUsage: "PATH", Flags: []cli.Flag{versions("0 is the current one"), yes},
 			Action: with(destroyVersions)},
 		{Name: "purge", Usage: "remove a secret with all its versions and metadata", ArgsUsage: "PATH", Flags: []cli.Flag{yes},
 			Action: with(purgeSecret)},
@@ -133,7 +143,7 @@ func getSecret(c *cli.Context, dial dialer) error {
 		if !ok {
 			return secret.Errorf(secret.CodeNotFound, "version %d of the secret has no key %q", answer.Version, c.Args().Get(1))
 		}
-		return show(c, value, func(w io.Writer) { fmt.Fprintln(w, value) })
+		return show(c, value, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSuffix(value, "\n")) })
 	}
 	return show(c, answer, func(w io.Writer) {
 		keys := make([]string, 0, len(values))
@@ -216,6 +226,9 @@ func changeVersions(done string, change func(*client.Client, context.Context, st
 			return err
 		}
 		answer, err := change(cl, ctx, c.Args().First(), versions...)
+		if secret.CodeOf(err) == secret.CodeNotFound && done == "undeleted" {
+			return hinted{err, "'spikectl secret metadata' shows which versions are deleted; name them with --versions"}
+		}
 		if err != nil {
 			return err
 		}

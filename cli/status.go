@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -14,6 +16,11 @@ func statusCommand() *cli.Command {
 	return &cli.Command{Name: "status", Usage: "show the whole cluster at a glance", Action: with(func(c *cli.Context, dial dialer) error {
 		if err := arguments(c, 0, 0); err != nil {
 			return err
+		}
+		if !c.IsSet("timeout") { // who asks wonders what is wrong, and does not want to wait for it
+			if err := c.Set("timeout", statusPatience); err != nil {
+				return err
+			}
 		}
 		cl, ctx, err := dial()
 		if err != nil {
@@ -27,21 +34,38 @@ func statusCommand() *cli.Command {
 	})}
 }
 
-func printStatus(w io.Writer, s client.Status) {
-	state := "serving"
+// statusPatience is enough to find the one peer of several that answers.
+const statusPatience = "10s"
+
+// clusterState is the cluster in a few words.
+func clusterState(s client.Status) string {
+	var idle []string // these do not serve
+	for _, p := range s.Peers {
+		if p.Sealed || !p.Reachable {
+			idle = append(idle, p.ID)
+		}
+	}
 	switch {
 	case s.ClusterID == "":
-		state = "being formed: all peers must be up for that"
+		return "being formed: all peers must be up for that"
 	case !s.Initialised:
-		state = "waiting for its root key: run 'spikectl bootstrap'"
+		return "waiting for its root key: run 'spikectl bootstrap'"
 	case s.Sealed:
-		state = "sealed by an operator"
+		return "sealed by an operator"
 	case s.Leader == "":
-		state = "without a leader: a majority of the peers must be up"
+		return "without a leader: a majority of the peers must be up"
 	case !leaderAnswers(s):
-		state = "about to elect a leader: " + s.Leader + " does not answer"
+		return "about to elect a leader: " + s.Leader + " does not answer"
+	case len(idle) == len(s.Peers):
+		return "sealed: no peer has its keys"
+	case len(idle) > 0:
+		return "serving, but not " + strings.Join(idle, ", ")
 	}
-	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, state)
+	return "serving"
+}
+
+func printStatus(w io.Writer, s client.Status) {
+	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, clusterState(s))
 	fmt.Fprintf(w, "Leader    %s, term %d; can lose %s\n", orDash(s.Leader), s.Term, count(s.Tolerance, "more peer"))
 	fmt.Fprintf(w, "State     %s, %s, %s of %s\n", count(s.Secrets, "secret"), countAs(s.Policies, "policy", "policies"), bytesText(s.StateBytes), bytesText(s.StateLimit))
 	good := 0
@@ -66,7 +90,7 @@ func printStatus(w io.Writer, s client.Status) {
 			auditState = "FAULT"
 		}
 		rows = append(rows, []string{p.ID, state, yesNo(p.Sealed), strconv.FormatUint(p.CommitIndex, 10), strconv.FormatUint(p.AppliedIndex, 10),
-			auditState, p.SVIDExpiry.UTC().Format("15:04:05Z"), p.Address})
+			auditState, until(p.SVIDExpiry), p.Address})
 	}
 	table(w, rows...)
 	fmt.Fprintln(w)
@@ -79,10 +103,25 @@ func printStatus(w io.Writer, s client.Status) {
 		rows = append(rows, []string{k.Name, share, k.Health})
 	}
 	table(w, rows...)
+	printTroubles(w, s)
+}
+
+// printTroubles says what is wrong, each thing once.
+func printTroubles(w io.Writer, s client.Status) {
+	var reasons []string
+	peers := map[string][]string{}
 	for _, p := range s.Peers {
-		if p.Reachable && p.Sealed && p.Reason != "" {
-			fmt.Fprintf(w, "\n%s is sealed: %s\n", p.ID, p.Reason)
+		if p.Reachable && p.Sealed && p.Reason != "" && s.Initialised {
+			if peers[p.Reason] == nil {
+				reasons = append(reasons, p.Reason)
+			}
+			peers[p.Reason] = append(peers[p.Reason], p.ID)
 		}
+	}
+	for _, reason := range reasons {
+		fmt.Fprintf(w, "\nsealed: %s: %s\n", strings.Join(peers[reason], ", "), reason)
+	}
+	for _, p := range s.Peers {
 		if p.AuditFault != "" {
 			fmt.Fprintf(w, "\n%s, audit log: %s\n", p.ID, p.AuditFault)
 		}
@@ -91,10 +130,18 @@ func printStatus(w io.Writer, s client.Status) {
 		}
 	}
 	for _, k := range s.Keepers {
-		if k.Health != "good" && k.Detail != "" {
+		if k.Health != "good" && k.Health != "empty" && k.Detail != "" && s.Initialised { // those say it all
 			fmt.Fprintf(w, "\n%s: %s\n", k.Name, k.Detail)
 		}
 	}
+}
+
+// until writes a moment of today, or of another day with its date.
+func until(t time.Time) string {
+	if t.Sub(time.Now()) > 24*time.Hour {
+		return shortTime(t)
+	}
+	return t.UTC().Format("15:04:05Z")
 }
 
 func leaderAnswers(s client.Status) bool {

@@ -44,7 +44,7 @@ func TestREADME(t *testing.T) {
 	script := "set +e\n"
 	for _, command := range commands {
 		if strings.HasSuffix(command, " status") {
-			script += "until " + command + " 2>/dev/null | grep -q 'can lose 1 more peer'; do :; done\n"
+			script += "until " + command + " 2>/dev/null | grep -q ': serving$'; do :; done\n"
 		}
 		script += command + " 2>&1\necho " + mark + "\n"
 	}
