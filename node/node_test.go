@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/spike-ha/spike-ha/node/nodetest"
@@ -26,4 +27,34 @@ func TestPutAndGetThroughEveryPeer(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A peer that lost its disk answers, but counts for no quorum: the status must
+// not promise that another may be lost.
+func TestStatusDoesNotCountAWipedPeer(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	wiped := (c.Leader() + 1) % 3
+	other := (wiped + 1) % 3
+	c.Stop(wiped)
+	if err := os.RemoveAll(c.DataDir(wiped)); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(wiped)
+	cl := c.Client(nodetest.Role("superuser"), other)
+	nodetest.Eventually(t, "the wiped peer answers and is not counted", func() error {
+		status, err := cl.Status(context.Background())
+		if err != nil {
+			return err
+		}
+		for _, p := range status.Peers {
+			if p.State == "forming" && p.Reachable {
+				if status.Tolerance != 0 {
+					t.Fatalf("one of three peers lost its data, and %d more may be lost", status.Tolerance)
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("no peer is forming: %+v", status.Peers)
+	})
 }

@@ -63,7 +63,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	for _, p := range out.Peers {
 		if p.Voter {
 			voters++
-			if p.Reachable {
+			if p.Reachable && p.State != string(cluster.Forming) && p.State != string(cluster.Stopped) {
 				alive++
 			}
 		}
