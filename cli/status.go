@@ -138,7 +138,7 @@ func printTroubles(w io.Writer, s client.Status) {
 
 // until writes a moment of today, or of another day with its date.
 func until(t time.Time) string {
-	if t.Sub(time.Now()) > 24*time.Hour {
+	if time.Until(t) > 24*time.Hour {
 		return shortTime(t)
 	}
 	return t.UTC().Format("15:04:05Z")
