@@ -134,19 +134,21 @@ func (s *Server) decryptStream(w http.ResponseWriter, r *http.Request) {
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, limit int64, work func(store.Request, []byte) (answer []byte, word string, err error)) {
 	request, err := s.open(w, r)
 	if err != nil {
-		s.sendWire(w, request.ID, &failed{}, err)
+		s.sendWire(w, request, &failed{}, err)
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	defer clear(body)
 	if err != nil {
+		s.stamp(w, request)
 		http.Error(w, streamUnreadable, http.StatusBadRequest)
 		return
 	}
 	answer, word, err := work(request, body)
+	s.stamp(w, request)
 	switch {
 	case err != nil:
-		s.sendWire(w, request.ID, &failed{}, err)
+		s.sendWire(w, request, &failed{}, err)
 	case word != "":
 		http.Error(w, word, http.StatusBadRequest)
 	default:

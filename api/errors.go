@@ -6,6 +6,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/store"
 )
 
 // outcome is how one error code shows on each surface. On the SPIKE wire only
@@ -29,7 +30,8 @@ var outcomes = map[secret.Code]outcome{
 	secret.CodeOverloaded:  {http.StatusTooManyRequests, http.StatusServiceUnavailable, "state_not_ready"},
 	secret.CodeUnknown:     {http.StatusGatewayTimeout, http.StatusServiceUnavailable, "state_not_ready"},
 	secret.CodeFull:        {http.StatusInsufficientStorage, http.StatusServiceUnavailable, "state_not_ready"},
-	// Only who sends headers of ours sees this one, so it is the same on the wire.
+	// Only who sends headers of ours sees these, so they are the same on the wire.
+	secret.CodeForeignToken:  {http.StatusPreconditionFailed, http.StatusPreconditionFailed, "api_bad_request"},
 	secret.CodeIndexRequired: {http.StatusPreconditionRequired, http.StatusPreconditionRequired, "api_bad_request"},
 	secret.CodeInternal:      {http.StatusInternalServerError, http.StatusInternalServerError, "api_internal_error"},
 }
@@ -47,11 +49,12 @@ func lookup(err error) (*secret.Error, outcome) {
 	return e, o
 }
 
-func (s *Server) sendFailure(w http.ResponseWriter, requestID string, err error) {
+func (s *Server) sendFailure(w http.ResponseWriter, r store.Request, err error) {
 	e, o := lookup(err)
-	s.logInternal(requestID, e)
+	s.logInternal(r.ID, e)
+	s.stamp(w, r)
 	retryAfter(w, o.native)
-	send(w, o.native, client.Failure{Code: e.Code, Message: e.Error(), Reason: e.Reason, Current: e.Current, Operation: e.Operation, Request: requestID})
+	send(w, o.native, client.Failure{Code: e.Code, Message: e.Error(), Reason: e.Reason, Current: e.Current, Operation: e.Operation, Request: r.ID})
 }
 
 // retryAfter tells clients when to ask again; elections take about a second.

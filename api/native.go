@@ -71,6 +71,14 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		}
 		return answer, err
 	})
+	routes[client.RouteSettings] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
+		settings, err := st.GetSettings(ctx, r)
+		return http.StatusOK, settingsAnswer(settings), err
+	})
+	routes[client.RouteSettingsPut] = post(s, func(ctx context.Context, r store.Request, q client.SettingsRequest) (client.Settings, error) {
+		settings, err := st.PutSettings(ctx, r, store.SettingsChange(q))
+		return settingsAnswer(settings), err
+	})
 	routes[client.RouteInit] = post(s, func(ctx context.Context, r store.Request, q client.InitRequest) (struct{}, error) {
 		return struct{}{}, st.Initialise(ctx, r, q.Shares, q.Threshold)
 	})
@@ -98,12 +106,13 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, method string) (s
 	request, err := s.open(w, r)
 	switch {
 	case err != nil:
-		s.sendFailure(w, request.ID, err)
+		s.sendFailure(w, request, err)
 	case r.Method != method:
 		w.Header().Set("Allow", method)
+		s.stamp(w, request)
 		send(w, http.StatusMethodNotAllowed, client.Failure{Code: secret.CodeInvalid, Message: "this route takes " + method, Request: request.ID})
 	case r.URL.RawQuery != "":
-		s.sendFailure(w, request.ID, secret.Invalid("query", "native routes take none; write it into the body"))
+		s.sendFailure(w, request, secret.Invalid("query", "native routes take none; write it into the body"))
 	default:
 		return request, true
 	}
@@ -119,20 +128,21 @@ func post[Q, A any](s *Server, operation func(context.Context, store.Request, Q)
 		}
 		body, err := readBody(w, r, s.cfg.BodyLimit)
 		if err != nil {
-			s.sendFailure(w, request.ID, err)
+			s.sendFailure(w, request, err)
 			return
 		}
 		defer clear(body)
 		var query Q
 		if err := decode(body, &query, true); err != nil {
-			s.sendFailure(w, request.ID, err)
+			s.sendFailure(w, request, err)
 			return
 		}
 		answer, err := operation(r.Context(), request, query)
 		if err != nil {
-			s.sendFailure(w, request.ID, err)
+			s.sendFailure(w, request, err)
 			return
 		}
+		s.stamp(w, request)
 		send(w, http.StatusOK, answer)
 	}
 }
@@ -145,10 +155,11 @@ func (s *Server) get(operation func(context.Context, store.Request) (int, any, e
 		}
 		status, answer, err := operation(r.Context(), request)
 		if err != nil {
-			s.sendFailure(w, request.ID, err)
+			s.sendFailure(w, request, err)
 			return
 		}
 		retryAfter(w, status)
+		s.stamp(w, request)
 		send(w, status, answer)
 	}
 }
@@ -179,6 +190,10 @@ func metadataAnswer(m store.Metadata) client.MetadataAnswer {
 		}
 	}
 	return answer
+}
+
+func settingsAnswer(s store.Settings) client.Settings {
+	return client.Settings{MaxVersions: s.MaxVersions, StateLimitBytes: s.StateLimitBytes, WireRecovery: s.WireRecovery, IndexReads: s.IndexReads, Index: s.Index}
 }
 
 func policyAnswer(p secret.Policy) client.Policy {

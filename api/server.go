@@ -96,10 +96,10 @@ func (s *Server) Handler() http.Handler {
 		case admitted:
 			defer s.admission.leave(who)
 		case isNative:
-			s.sendFailure(w, "", errOverloaded)
+			s.sendFailure(w, store.Request{}, errOverloaded)
 			return
 		default:
-			s.sendWire(w, "", &failed{}, errOverloaded)
+			s.sendWire(w, store.Request{}, &failed{}, errOverloaded)
 			return
 		}
 		if !isNative {
@@ -126,8 +126,36 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request) (store.Request, er
 		return request, errNoIdentity
 	}
 	request.Caller = s.cfg.Domains.ParseCaller(peer.TrustDomain().Name(), peer.Path())
-	request.Write, err = writeID(r.Header)
+	request.Seen = new(uint64)
+	if request.Write, err = writeID(r.Header); err == nil {
+		request.Level, request.Token, err = level(r.Header)
+	}
 	return request, err
+}
+
+// level reads how new the state must be that a read is answered from.
+func level(h http.Header) (store.Level, string, error) {
+	token := h.Get(client.HeaderToken)
+	switch h.Get(client.HeaderConsistency) {
+	case "", client.Linearizable:
+		return store.Linearizable, "", nil
+	case client.AtIndex:
+		if token == "" {
+			return 0, "", secret.Invalid(client.HeaderToken, "reads of level index need the token of an earlier answer")
+		}
+		return store.AtIndex, token, nil
+	}
+	return 0, "", secret.Invalid(client.HeaderConsistency, "it is neither linearizable nor index")
+}
+
+// stamp gives an authenticated caller the token of what the answer stands on.
+func (s *Server) stamp(w http.ResponseWriter, r store.Request) {
+	if r.Seen == nil {
+		return
+	}
+	if token := s.cfg.Store.Token(*r.Seen); token != "" {
+		w.Header().Set(client.HeaderToken, token)
+	}
 }
 
 var errNoIdentity = &secret.Error{Code: secret.CodeDenied, Message: "the connection's SVID is missing or has expired; connect anew"}

@@ -205,7 +205,7 @@ func (s *Server) wireRoutes() http.HandlerFunc {
 			if err == nil {
 				err = s.cfg.Store.RefuseSealed(request)
 			}
-			s.sendWire(w, request.ID, &failed{}, err)
+			s.sendWire(w, request, &failed{}, err)
 			return
 		}
 		if r.URL.Query().Has("action") {
@@ -219,7 +219,7 @@ func (s *Server) wireRoutes() http.HandlerFunc {
 			if err == nil {
 				err = secret.Invalid("", "there is no such operation")
 			}
-			s.sendWire(w, request.ID, &failed{}, err)
+			s.sendWire(w, request, &failed{}, err)
 			return
 		}
 		handler(w, r)
@@ -251,17 +251,18 @@ func wire[Q, A any, P failing[A]](s *Server, operation func(context.Context, sto
 		if err != nil {
 			answer = *new(A)
 		}
-		s.sendWire(w, request.ID, P(&answer), err)
+		s.sendWire(w, request, P(&answer), err)
 	}
 }
 
-func (s *Server) sendWire(w http.ResponseWriter, requestID string, answer interface{ fail(word, reason string) }, err error) {
+func (s *Server) sendWire(w http.ResponseWriter, r store.Request, answer interface{ fail(word, reason string) }, err error) {
+	s.stamp(w, r)
 	if err == nil {
 		send(w, http.StatusOK, answer)
 		return
 	}
 	e, o := lookup(err)
-	s.logInternal(requestID, e)
+	s.logInternal(r.ID, e)
 	answer.fail(o.word, e.Reason)
 	retryAfter(w, o.wire)
 	send(w, o.wire, answer)

@@ -199,6 +199,7 @@ type player struct {
 	sent    int
 	clients map[string]*http.Client
 	kept    map[string]string // values kept from answers, by name
+	header  http.Header       // of the last answer
 }
 
 func newPlayer(t *testing.T, c *nodetest.Cluster, peers []int, http2 bool) *player {
@@ -318,6 +319,7 @@ func (p *player) send(line string) (answer string, raw []byte) {
 	if want := map[bool]int{true: 2, false: 1}[p.http2]; response.ProtoMajor != want {
 		p.t.Fatalf("%s: answered in HTTP/%d", line, response.ProtoMajor)
 	}
+	p.header = response.Header
 	p.headers(line, response)
 	answer = strconv.Itoa(response.StatusCode)
 	if ct := response.Header.Get("Content-Type"); ct != "application/json" {
@@ -385,6 +387,10 @@ func (p *player) expand(s string) string {
 func (p *player) keep(line string, raw []byte) {
 	for _, item := range strings.Fields(line) {
 		name, field, _ := strings.Cut(item, "=")
+		if header, ok := strings.CutPrefix(field, "header:"); ok {
+			p.kept[name] = p.header.Get(header)
+			continue
+		}
 		if field == "*" {
 			p.kept[name] = string(raw)
 			continue

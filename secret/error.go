@@ -24,7 +24,9 @@ const (
 	CodeUndecrypted Code = "not_decrypted" // a ciphertext given by the caller did not open
 	// CodeIndexRequired: an idempotency key came without the index that makes it safe.
 	CodeIndexRequired Code = "index_required"
-	CodeInternal      Code = "internal" // a defect or damaged data
+	// CodeForeignToken: an index token that this cluster did not make, as it is now.
+	CodeForeignToken Code = "foreign_token"
+	CodeInternal     Code = "internal" // a defect or damaged data
 )
 
 // Error is a failure with its code. Its text is for people and never holds a

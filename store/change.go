@@ -20,6 +20,19 @@ type act struct {
 	object string // the name it concerns, as the caller wrote it
 	on     secret.Path
 	want   secret.Permission
+	role   secret.Role // when set, this role alone decides: no policy can grant the act
+}
+
+// allowed says by what caller may do a, "" when he may not.
+func (a act) allowed(p *published, caller secret.Caller) (by string) {
+	if a.role != secret.RoleNone {
+		if caller.Role == a.role {
+			by = "role " + string(a.role)
+		}
+	} else if d := p.policies.Decide(caller, a.want, a.on); d.Allowed {
+		by = d.By
+	}
+	return by
 }
 
 // change is one request that writes: one act, or those of a transaction.
@@ -28,6 +41,8 @@ type change struct {
 	acts []act
 	// fingerprint binds the write id to what is asked.
 	fingerprint [][]byte
+	// again: a rejection does not carry what build needs; it gets a new view.
+	again bool
 	// validate is called once the caller is known to be allowed to ask.
 	validate func() error
 	// build makes the command on p; now, when not nil, holds newer values than p
@@ -50,6 +65,7 @@ func (s *Store) change(ctx context.Context, r Request, c change) (*fsmpb.Result,
 	if err != nil {
 		return nil, w.fail(err)
 	}
+	r.saw(result.Index)
 	return result, nil
 }
 
@@ -153,6 +169,11 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 			})
 		case fsmpb.Code_CONFLICT:
 			w.now = result.Current
+			if w.c.again {
+				if err := w.refresh(ctx); err != nil {
+					return nil, err
+				}
+			}
 		case fsmpb.Code_BASIS_MOVED:
 			if err := w.refresh(ctx); err != nil {
 				return nil, err
@@ -210,8 +231,8 @@ func (w *writing) authorise(ctx context.Context) ([]string, error) {
 	for {
 		by := make([]string, 0, len(w.c.acts))
 		for _, a := range w.c.acts {
-			if d := w.p.policies.Decide(w.r.Caller, a.want, a.on); d.Allowed {
-				by = append(by, d.By)
+			if why := a.allowed(w.p, w.r.Caller); why != "" {
+				by = append(by, why)
 			}
 		}
 		switch {
@@ -335,7 +356,7 @@ func (w *writing) fail(err error) error {
 func (w *writing) deny() error {
 	err := w.recordEach(false, func(_ int, a act) audit.Record {
 		r := audit.Record{Phase: audit.PhaseDecision, Decision: audit.Deny, Index: w.p.view.Index()}
-		if w.p.policies.Decide(w.r.Caller, a.want, a.on).Allowed {
+		if a.allowed(w.p, w.r.Caller) != "" {
 			r.Decision, r.Result = audit.Refuse, string(secret.CodeDenied)
 		}
 		return r

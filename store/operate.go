@@ -16,7 +16,7 @@ const MaxCipherBytes = 65536
 func (s *Store) EncryptWire(ctx context.Context, r Request, plaintext []byte) (nonce, ciphertext []byte, err error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	if _, err := s.read(ctx, r, "cipher.encrypt", "", secret.SystemCipher, secret.Execute); err != nil {
+	if _, err := s.read(ctx, r, "cipher.encrypt", "", secret.SystemCipher, secret.Execute, nil); err != nil {
 		return nil, nil, err
 	}
 	if len(plaintext) > MaxCipherBytes {
@@ -29,7 +29,7 @@ func (s *Store) EncryptWire(ctx context.Context, r Request, plaintext []byte) (n
 func (s *Store) DecryptWire(ctx context.Context, r Request, nonce, ciphertext []byte) ([]byte, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	if _, err := s.read(ctx, r, "cipher.decrypt", "", secret.SystemCipher, secret.Execute); err != nil {
+	if _, err := s.read(ctx, r, "cipher.decrypt", "", secret.SystemCipher, secret.Execute, nil); err != nil {
 		return nil, err
 	}
 	return s.cfg.Keys.DecryptWire(nonce, ciphertext)
@@ -110,7 +110,7 @@ func (s *Store) RefuseSealed(r Request) error {
 func (s *Store) RefusePolicy(ctx context.Context, r Request, name string, invalid error) error {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	if _, err := s.read(ctx, r, "policy.put", name, secret.SystemPolicies, secret.Write); err != nil {
+	if _, err := s.read(ctx, r, "policy.put", name, secret.SystemPolicies, secret.Write, nil); err != nil {
 		return err
 	}
 	return invalid

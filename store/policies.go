@@ -18,7 +18,7 @@ func (s *Store) PutPolicy(ctx context.Context, r Request, p secret.Policy) (Chan
 	}
 	var token fsm.Token
 	result, err := s.change(ctx, r, change{
-		op: "policy.put", acts: []act{{"policy.put", p.Name, secret.SystemPolicies, secret.Write}}, fingerprint: [][]byte{[]byte(p.Name), request},
+		op: "policy.put", acts: []act{{op: "policy.put", object: p.Name, on: secret.SystemPolicies, want: secret.Write}}, fingerprint: [][]byte{[]byte(p.Name), request},
 		validate: func() error {
 			if _, err := policy.Compile(p); err != nil {
 				return err
@@ -54,7 +54,7 @@ func (s *Store) PutPolicy(ctx context.Context, r Request, p secret.Policy) (Chan
 func (s *Store) DeletePolicy(ctx context.Context, r Request, name string) (Changed, error) {
 	var token fsm.Token
 	result, err := s.change(ctx, r, change{
-		op: "policy.delete", acts: []act{{"policy.delete", name, secret.SystemPolicies, secret.Write}}, fingerprint: [][]byte{[]byte(name)},
+		op: "policy.delete", acts: []act{{op: "policy.delete", object: name, on: secret.SystemPolicies, want: secret.Write}}, fingerprint: [][]byte{[]byte(name)},
 		validate: func() error {
 			_, err := secret.ParseName("policy name", name)
 			if err == nil {
@@ -80,7 +80,12 @@ func (s *Store) DeletePolicy(ctx context.Context, r Request, name string) (Chang
 func (s *Store) GetPolicy(ctx context.Context, r Request, name string) (secret.Policy, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	p, err := s.read(ctx, r, "policy.get", name, secret.SystemPolicies, secret.Read)
+	p, err := s.read(ctx, r, "policy.get", name, secret.SystemPolicies, secret.Read, func(p *published) error {
+		if _, ok := p.policies.Get(name); !ok {
+			return errNoPolicy()
+		}
+		return nil
+	})
 	if err != nil {
 		return secret.Policy{}, err
 	}
@@ -97,7 +102,7 @@ func (s *Store) GetPolicy(ctx context.Context, r Request, name string) (secret.P
 func (s *Store) ListPolicies(ctx context.Context, r Request) ([]secret.Policy, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	p, err := s.read(ctx, r, "policy.list", "", secret.SystemPolicies, secret.List)
+	p, err := s.read(ctx, r, "policy.list", "", secret.SystemPolicies, secret.List, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,7 @@ func (s *Store) Open() error {
 	}
 	s.live = o
 	s.public.Store(o.snapshot())
+	s.moved.fire()
 	if o.next.damaged > 0 {
 		s.cfg.Logger.Error("some records could not be decrypted; they are not served", "records", o.next.damaged)
 	}
@@ -76,6 +77,7 @@ func (s *Store) Close() {
 	s.live = nil
 	s.public.Store(nil)
 	s.mu.Unlock()
+	s.moved.fire()
 	if o != nil {
 		o.stop()
 	}
@@ -99,6 +101,7 @@ func (o *observer) Changed(d fsm.Delta) {
 	}
 	o.store.mu.Lock()
 	defer o.store.mu.Unlock()
+	defer o.store.moved.fire()
 	switch {
 	case o.store.live != o:
 	case d.View.Seal().Sealed: // by an operator: nothing of this view or a later one is served

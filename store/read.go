@@ -38,18 +38,28 @@ type VersionInfo struct {
 	Destroyed bool
 }
 
-// read is the common beginning of all reads: read index, view, decision, audit.
-// The caller reads from the publication that it returns and nothing else.
-func (s *Store) read(ctx context.Context, r Request, op, object string, on secret.Path, want secret.Permission) (*published, error) {
-	p, err := s.fresh(ctx)
-	if err != nil {
-		return nil, s.refuse(r, op, object, err)
+// read is the common beginning of all reads: view, decision, audit. The caller
+// reads from the publication that it returns and nothing else. look, which may
+// be nil, tells whether what is asked for is there: a denial, and an answer that
+// it is not, rest on a read-index round whatever the level.
+func (s *Store) read(ctx context.Context, r Request, op, object string, on secret.Path, want secret.Permission, look func(*published) error) (*published, error) {
+	p, fresh, err := s.view(ctx, r)
+	for {
+		if err != nil {
+			return nil, s.refuse(r, op, object, err)
+		}
+		d := p.policies.Decide(r.Caller, want, on)
+		if !fresh && (!d.Allowed || look != nil && secret.CodeOf(look(p)) == secret.CodeNotFound) {
+			fresh = true
+			p, err = s.fresh(ctx)
+			continue
+		}
+		r.saw(p.view.Index())
+		if !d.Allowed {
+			return nil, s.deny(r, op, object, p)
+		}
+		return p, s.record(r, audit.Record{Op: op, Phase: audit.PhaseDecision, Path: object, Decision: audit.Allow, By: d.By, Index: p.view.Index()}, false)
 	}
-	d := p.policies.Decide(r.Caller, want, on)
-	if !d.Allowed {
-		return nil, s.deny(r, op, object, p)
-	}
-	return p, s.record(r, audit.Record{Op: op, Phase: audit.PhaseDecision, Path: object, Decision: audit.Allow, By: d.By, Index: p.view.Index()}, false)
 }
 
 // GetSecret reads a version of a secret, 0 for the current one. CodeNotFound
@@ -57,15 +67,20 @@ func (s *Store) read(ctx context.Context, r Request, op, object string, on secre
 func (s *Store) GetSecret(ctx context.Context, r Request, path string, version secret.Version) (Value, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	p, err := s.read(ctx, r, "secret.get", path, decidable(path), secret.Read)
+	find := func(p *published) (record *fsmpb.Secret, v *fsmpb.Version, err error) {
+		if record, err = s.find(p, path); err == nil {
+			v, err = live(record, version)
+		}
+		return record, v, err
+	}
+	p, err := s.read(ctx, r, "secret.get", path, decidable(path), secret.Read, func(p *published) error {
+		_, _, err := find(p)
+		return err
+	})
 	if err != nil {
 		return Value{}, err
 	}
-	record, err := s.find(p, path)
-	if err != nil {
-		return Value{}, err
-	}
-	v, err := live(record, version)
+	record, v, err := find(p)
 	if err != nil {
 		return Value{}, err
 	}
@@ -82,18 +97,23 @@ func (s *Store) GetSecret(ctx context.Context, r Request, path string, version s
 func (s *Store) GetMetadata(ctx context.Context, r Request, path string, version secret.Version, all bool) (Metadata, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	p, err := s.read(ctx, r, "secret.metadata", path, decidable(path), secret.Read)
-	if err != nil {
-		return Metadata{}, err
-	}
-	record, err := s.find(p, path)
-	if err != nil {
-		return Metadata{}, err
-	}
-	if !all {
-		if _, err := live(record, version); err != nil {
-			return Metadata{}, err
+	find := func(p *published) (*fsmpb.Secret, error) {
+		record, err := s.find(p, path)
+		if err == nil && !all {
+			_, err = live(record, version)
 		}
+		return record, err
+	}
+	p, err := s.read(ctx, r, "secret.metadata", path, decidable(path), secret.Read, func(p *published) error {
+		_, err := find(p)
+		return err
+	})
+	if err != nil {
+		return Metadata{}, err
+	}
+	record, err := find(p)
+	if err != nil {
+		return Metadata{}, err
 	}
 	m := Metadata{Current: secret.Version(record.Current), Oldest: secret.Version(record.Oldest), MaxVersions: int(record.MaxVersions),
 		Created: instant(record.Created), Updated: instant(record.Updated), Index: p.view.Index()}
@@ -108,7 +128,7 @@ func (s *Store) GetMetadata(ctx context.Context, r Request, path string, version
 func (s *Store) ListAll(ctx context.Context, r Request) ([]string, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	p, err := s.read(ctx, r, "secret.list", "", secret.SystemSecrets, secret.List)
+	p, err := s.read(ctx, r, "secret.list", "", secret.SystemSecrets, secret.List, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -121,10 +141,14 @@ func (s *Store) ListAll(ctx context.Context, r Request) ([]string, error) {
 func (s *Store) ListPrefix(ctx context.Context, r Request, prefix string) ([]string, uint64, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	p, err := s.fresh(ctx)
+	p, fresh, err := s.view(ctx, r)
+	if err == nil && !fresh && !p.policies.Decide(r.Caller, secret.List, secret.SystemSecrets).Allowed && !p.policies.Reaches(r.Caller, secret.List) {
+		p, err = s.fresh(ctx)
+	}
 	if err != nil {
 		return nil, 0, s.refuse(r, "secret.list", prefix, err)
 	}
+	r.saw(p.view.Index())
 	var may func(secret.Path) bool
 	d := p.policies.Decide(r.Caller, secret.List, secret.SystemSecrets)
 	switch {

@@ -159,7 +159,7 @@ func (s *Store) changeSecret(ctx context.Context, r Request, op, path string, fi
 	var token fsm.Token
 	var keyID []byte
 	result, err := s.change(ctx, r, change{
-		op: op, acts: []act{{op, path, decidable(path), secret.Write}}, fingerprint: append([][]byte{[]byte(path)}, fingerprint...),
+		op: op, acts: []act{{op: op, object: path, on: decidable(path), want: secret.Write}}, fingerprint: append([][]byte{[]byte(path)}, fingerprint...),
 		validate: func() error {
 			if err := writable(path); err != nil {
 				return err

@@ -99,6 +99,7 @@ type Store struct {
 	cfg    Config
 	queues queues
 	public atomic.Pointer[published] // nil while sealed
+	moved  signal                    // fires after each change of public
 
 	mu   sync.Mutex // guards what follows
 	live *observer  // the one that publishes; nil while sealed
@@ -120,6 +121,19 @@ type Request struct {
 	Caller secret.Caller
 	ID     string // of the request, for audit records and answers
 	Write  WriteID
+	// Level and Token say how new the state must be that a read is answered from;
+	// changes are always decided on what is newest.
+	Level Level
+	Token string
+	// Seen, when not nil, receives the Raft index that the answer stands on; it
+	// stays 0 when that is the newest publication or none.
+	Seen *uint64
+}
+
+func (r Request) saw(index uint64) {
+	if r.Seen != nil {
+		*r.Seen = index
+	}
 }
 
 // WriteID makes retries of a change harmless: the same ID, sent again to any

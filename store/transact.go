@@ -65,7 +65,7 @@ func (s *Store) Transact(ctx context.Context, r Request, ops []Op) (Transacted, 
 	}
 	c := change{op: name, fingerprint: [][]byte{fingerprint}, validate: t.validate, build: t.build}
 	for _, o := range ops {
-		c.acts = append(c.acts, act{"secret." + string(o.Kind), o.Path, decidable(o.Path), secret.Write})
+		c.acts = append(c.acts, act{op: "secret." + string(o.Kind), object: o.Path, on: decidable(o.Path), want: secret.Write})
 	}
 	result, err := s.change(ctx, r, c)
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -42,6 +44,10 @@ type Config struct {
 	Attempt time.Duration
 	// Patience bounds all tries of a call whose context has no deadline; 30 s when 0.
 	Patience time.Duration
+	// IndexReads makes reads ask for level "index": at least as new as anything
+	// this Client was answered, without the peer asking others. The cluster's
+	// setting index_reads must allow it.
+	IndexReads bool
 }
 
 // Client talks to a cluster. Any number of goroutines may use it.
@@ -53,6 +59,27 @@ type Client struct {
 	prefer atomic.Uint32
 	// seen is the highest index in any answer: what write ids carry.
 	seen atomic.Uint64
+	// token is that of the highest index in any answer; nil: none yet.
+	token atomic.Pointer[token]
+}
+
+type token struct {
+	text  string
+	index uint64
+}
+
+// hold keeps the token of the highest index.
+func (c *Client) hold(text string) {
+	b, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil || len(b) < 33 {
+		return
+	}
+	t := &token{text, binary.BigEndian.Uint64(b[25:])}
+	for held := c.token.Load(); held == nil || t.index > held.index; held = c.token.Load() {
+		if c.token.CompareAndSwap(held, t) {
+			return
+		}
+	}
 }
 
 // New makes a Client; it connects when it is first used.
@@ -202,6 +229,16 @@ func (c *Client) ListPolicies(ctx context.Context) ([]Policy, error) {
 	return answer.Policies, err
 }
 
+// Settings reads the settings of the cluster.
+func (c *Client) Settings(ctx context.Context) (settings Settings, err error) {
+	return settings, c.call(ctx, http.MethodGet, RouteSettings, nil, &settings, "")
+}
+
+// PutSettings changes those that are named.
+func (c *Client) PutSettings(ctx context.Context, settings SettingsRequest) (Settings, error) {
+	return change[Settings](ctx, c, RouteSettingsPut, settings)
+}
+
 // Init gives a new cluster its root key. It is tried until the cluster answers;
 // doing it again is refused with CodeConflict.
 func (c *Client) Init(ctx context.Context, shares, threshold int) error {
@@ -310,6 +347,8 @@ func (c *Client) call(ctx context.Context, method, route string, body []byte, an
 			maybe = true
 		}
 		switch secret.CodeOf(err) {
+		case secret.CodeForeignToken: // the cluster was restored: what we held is of another time
+			c.token.Store(nil)
 		case secret.CodeUnknown:
 			maybe = maybe || writeID != ""
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded:
@@ -371,6 +410,10 @@ func (c *Client) attempt(ctx context.Context, peer, method, route string, body [
 		// Ours to decide: Go would repeat on its own only what it calls idempotent.
 		request.GetBody = nil
 	}
+	if t := c.token.Load(); t != nil && c.cfg.IndexReads && method == http.MethodPost && writeID == "" {
+		request.Header.Set(HeaderConsistency, AtIndex)
+		request.Header.Set(HeaderToken, t.text)
+	}
 	response, err := c.http.Do(request)
 	if err != nil {
 		return 0, nil, describe(peer, err)
@@ -383,6 +426,9 @@ func (c *Client) attempt(ctx context.Context, peer, method, route string, body [
 	if index, err := strconv.ParseUint(response.Header.Get(HeaderIndex), 10, 64); err == nil {
 		for seen := c.seen.Load(); index > seen && !c.seen.CompareAndSwap(seen, index); seen = c.seen.Load() {
 		}
+	}
+	if c.cfg.IndexReads {
+		c.hold(response.Header.Get(HeaderToken))
 	}
 	return response.StatusCode, answer, nil
 }

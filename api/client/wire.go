@@ -25,7 +25,20 @@ const (
 	HeaderIdempotencyKey = "Idempotency-Key"
 )
 
-// Routes of the native API. All but health and status are POST with a JSON
+// Headers of consistency, native and SPIKE routes alike.
+const (
+	// HeaderToken carries, in every answer of a peer that has its keys, what the
+	// answer stands on, and in reads of level AtIndex what the answer must
+	// stand on at least. Opaque, and of no use to another cluster.
+	HeaderToken = "Spike-Index-Token"
+	// HeaderConsistency asks for a level: Linearizable, which is the default, or AtIndex.
+	HeaderConsistency = "Spike-Consistency"
+
+	Linearizable = "linearizable"
+	AtIndex      = "index"
+)
+
+// Routes of the native API. All but health, status and settings are POST with a JSON
 // object: names of secrets are secrets too, and a body, unlike a URL, ends up in
 // no log on the way.
 const (
@@ -43,6 +56,8 @@ const (
 	RoutePolicyDelete   = "/v1/policies/delete"
 	RoutePolicyList     = "/v1/policies/list"
 	RouteInit           = "/v1/sys/init"
+	RouteSettings       = "/v1/sys/settings" // GET
+	RouteSettingsPut    = "/v1/sys/settings/put"
 	RouteHealth         = "/v1/sys/health" // GET
 	RouteStatus         = "/v1/sys/status" // GET
 )
@@ -191,6 +206,23 @@ type PoliciesAnswer struct {
 type InitRequest struct {
 	Shares    int `json:"shares"`
 	Threshold int `json:"threshold"`
+}
+
+// Settings hold for the whole cluster.
+type Settings struct {
+	MaxVersions     uint32 `json:"maxVersions"` // of secrets created from now on
+	StateLimitBytes uint64 `json:"stateLimitBytes"`
+	WireRecovery    bool   `json:"wireRecovery"` // recovery shares in the clear on the SPIKE wire
+	IndexReads      bool   `json:"indexReads"`   // reads of level "index"
+	Index           uint64 `json:"index"`
+}
+
+// SettingsRequest names the settings to change.
+type SettingsRequest struct {
+	MaxVersions     *uint32 `json:"maxVersions,omitempty"`
+	StateLimitBytes *uint64 `json:"stateLimitBytes,omitempty"`
+	WireRecovery    *bool   `json:"wireRecovery,omitempty"`
+	IndexReads      *bool   `json:"indexReads,omitempty"`
 }
 
 // Health is what one peer says of itself, to any trusted identity.
