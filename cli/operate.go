@@ -2,21 +2,18 @@ package cli
 
 import (
 	"bufio"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"sort"
-	"strconv"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/cli/internal/share"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -65,7 +62,7 @@ func recoverShares(c *cli.Context, dial dialer) error {
 		}
 		dir = filepath.Join(home, ".spike", "recover")
 	}
-	if old, _ := filepath.Glob(filepath.Join(dir, "spike.recovery.*.txt")); len(old) > 0 {
+	if old, _ := share.Files(dir); len(old) > 0 {
 		return usage("%s holds recovery files already; move them away first", dir)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -75,21 +72,14 @@ func recoverShares(c *cli.Context, dial dialer) error {
 	if err != nil {
 		return err
 	}
-	var answer struct {
-		Shards map[int][32]byte `json:"shards"`
-	}
+	var answer share.Export
 	if err := cl.Wire(ctx, client.WireRecover, "", struct{}{}, &answer); err != nil {
 		return needsRole(err, "recover")
 	}
 	var files []string
-	for index, share := range answer.Shards {
-		name := filepath.Join(dir, fmt.Sprintf("spike.recovery.%d.txt", index))
-		file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	for id, shard := range answer.Shards {
+		name, err := share.Write(dir, id, shard, false)
 		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(file, "spike:%d:%s", index, hex.EncodeToString(share[:]))
-		if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
 			return err
 		}
 		files = append(files, name)
@@ -102,8 +92,6 @@ func recoverShares(c *cli.Context, dial dialer) error {
 		fmt.Fprintln(c.App.ErrWriter, "WARNING: these files open the cluster. They are not encrypted: give each to another person, on a medium of its own, and remove them here.")
 	})
 }
-
-var shareForm = regexp.MustCompile(`^spike:([0-9]{1,4}):([0-9a-f]{64})$`)
 
 func restoreShare(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 1); err != nil {
@@ -123,16 +111,8 @@ func restoreShare(c *cli.Context, dial dialer) error {
 		}
 		raw = line
 	}
-	parts := shareForm.FindStringSubmatch(strings.TrimSpace(raw))
-	if parts == nil {
-		return usage("this is not a recovery share: one is written spike:NUMBER:64 hexadecimal digits")
-	}
-	index, _ := strconv.Atoi(parts[1])
-	request := struct {
-		ID    int      `json:"id"`
-		Shard [32]byte `json:"shard"`
-	}{ID: index}
-	if _, err := hex.Decode(request.Shard[:], []byte(parts[2])); err != nil {
+	request, err := share.Parse(raw)
+	if err != nil {
 		return err
 	}
 	cl, ctx, err := dial()

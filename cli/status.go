@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,6 +61,8 @@ func clusterState(s client.Status) string {
 		return "sealed: no peer has its keys"
 	case len(idle) > 0:
 		return "serving, but not " + strings.Join(idle, ", ")
+	case slices.ContainsFunc(s.Peers, func(p client.PeerStatus) bool { return p.AuditFault != "" }):
+		return "serving, with a fault in an audit log"
 	}
 	return "serving"
 }

@@ -37,7 +37,8 @@ func TestPrintStatus(t *testing.T) {
 		{"leader gone", []client.PeerStatus{peer("a", gone), peer("b", nil)}, nil, "about to elect a leader: a does not answer", nil},
 		{"no leader", []client.PeerStatus{peer("a", nil)}, func(s *client.Status) { s.Leader = "" }, "without a leader: a majority of the peers must be up", nil},
 		{"new", []client.PeerStatus{peer("a", sealed)}, func(s *client.Status) { s.Initialised = false }, "waiting for its root key: run 'spikectl bootstrap'", nil},
-		{"audit", []client.PeerStatus{peer("a", func(p *client.PeerStatus) { p.AuditFault = "broken" })}, nil, "serving", []string{"a, audit log: broken"}},
+		{"audit", []client.PeerStatus{peer("a", func(p *client.PeerStatus) { p.AuditFault = "broken" })}, nil,
+			"serving, with a fault in an audit log", []string{"a, audit log: broken"}},
 		{"Keepers", []client.PeerStatus{peer("a", nil)}, func(s *client.Status) {
 			s.Keepers = []client.KeeperStatus{{Name: "k1", Health: "empty", Detail: "empty"}, {Name: "k2", Health: "unreachable", Detail: "refused"}}
 		}, "serving", []string{"k2: refused"}},

@@ -1,18 +1,14 @@
 package devcluster
 
 import (
-	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"regexp"
-	"strconv"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/cli/internal/share"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -65,7 +61,7 @@ func (s *Supervisor) bringUp(ctx context.Context) (status client.Status, err err
 		return err
 	})
 	if err != nil {
-		return status, err
+		return status, withReason(ctx, cl, err)
 	}
 	switch {
 	case !all[0].Initialised && !some(all, func(h client.Health) bool { return h.Initialised }):
@@ -90,10 +86,27 @@ func (s *Supervisor) bringUp(ctx context.Context) (status client.Status, err err
 	if status, err = s.Serving(ctx, cl); err != nil {
 		return status, err
 	}
-	if files, _ := s.shareFiles(); len(files) < status.Shares {
+	if files, _ := share.Files(s.home.path("recovery")); len(files) < status.Shares {
 		return status, s.keepShares(ctx) // lost, or cut short by a crash
 	}
 	return status, nil
+}
+
+// withReason adds to the failure of a cluster that had its time what a peer that
+// takes no part says of itself.
+func withReason(ctx context.Context, cl *client.Client, err error) error {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	status, _ := cl.Status(ctx)
+	for _, p := range status.Peers {
+		if p.State == "forming" && p.Reason != "" {
+			return fmt.Errorf("%w: %s", err, p.Reason)
+		}
+	}
+	return err
 }
 
 // keyPatience bounds the making of the key and the export of its shares.
@@ -146,16 +159,12 @@ func (s *Supervisor) keepShares(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	var answer struct {
-		Shards map[int]*[32]byte `json:"shards"`
-	}
+	var answer share.Export
 	if err := cl.Wire(ctx, client.WireRecover, "", struct{}{}, &answer); err != nil {
 		return err
 	}
-	for index, share := range answer.Shards {
-		name := s.home.path("recovery", fmt.Sprintf("spike.recovery.%d.txt", index))
-		err := os.WriteFile(name, fmt.Appendf(nil, "spike:%d:%s", index, hex.EncodeToString(share[:])), 0o600)
-		clear(share[:])
+	for id, shard := range answer.Shards {
+		_, err := share.Write(s.home.path("recovery"), id, shard, true)
 		if err != nil {
 			return err
 		}
@@ -163,19 +172,8 @@ func (s *Supervisor) keepShares(ctx context.Context) error {
 	return nil
 }
 
-func (s *Supervisor) shareFiles() ([]string, error) {
-	return filepath.Glob(s.home.path("recovery", "spike.recovery.*.txt"))
-}
-
-var shareForm = regexp.MustCompile(`^spike:([0-9]{1,4}):([0-9a-f]{64})$`)
-
-type shareRequest struct {
-	ID    int      `json:"id"`
-	Shard [32]byte `json:"shard"`
-}
-
-func (s *Supervisor) readShares() (list []shareRequest, err error) {
-	files, err := s.shareFiles()
+func (s *Supervisor) readShares() (list []share.Share, err error) {
+	files, err := share.Files(s.home.path("recovery"))
 	if err != nil {
 		return nil, err
 	}
@@ -184,14 +182,12 @@ func (s *Supervisor) readShares() (list []shareRequest, err error) {
 		if err != nil {
 			return nil, err
 		}
-		parts := shareForm.FindSubmatch(bytes.TrimSpace(raw))
-		if parts == nil {
-			return nil, fmt.Errorf("%s is not a recovery share", name)
+		one, err := share.Parse(string(raw))
+		clear(raw)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		r := shareRequest{}
-		r.ID, _ = strconv.Atoi(string(parts[1]))
-		hex.Decode(r.Shard[:], parts[2])
-		list = append(list, r)
+		list = append(list, one)
 	}
 	if len(list) == 0 {
 		return nil, fmt.Errorf("every peer and Keeper was stopped, and there are no recovery shares in %s: this cluster cannot be opened any more; remove its directory to start anew", s.home.path("recovery"))
@@ -213,11 +209,11 @@ func (s *Supervisor) restore(ctx context.Context, operator *client.Client) error
 	}
 	defer done()
 	return Poll(ctx, func() error {
-		for _, share := range shares {
+		for _, one := range shares {
 			var answer struct {
 				Restored bool `json:"restored"`
 			}
-			err := cl.Wire(ctx, client.WireRestore, "", share, &answer)
+			err := cl.Wire(ctx, client.WireRestore, "", one, &answer)
 			if answer.Restored {
 				return nil
 			}
