@@ -100,3 +100,30 @@ func TestDesignNamesRealTests(t *testing.T) {
 		t.Errorf("only %d tests are named", named)
 	}
 }
+
+// docs/operations.md names every metric and every code of an answer.
+func TestOperationsNamesAll(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, pattern := range map[string]string{
+		"../../node/metrics.go": `gauge\("(\w+)"`,
+		"../../secret/error.go": `(?m)^\tCode\w+ +Code = "(\w+)"`,
+	} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := regexp.MustCompile(pattern).FindAllSubmatch(source, -1)
+		if len(names) < 10 {
+			t.Errorf("%s has only %d names", file, len(names))
+		}
+		for _, name := range names {
+			if !strings.Contains(string(text), "`"+string(name[1])+"`") {
+				t.Errorf("operations.md does not name %s of %s", name[1], file)
+			}
+		}
+	}
+}
