@@ -7,6 +7,7 @@ var (
 	Decode       = decode
 	ParseWriteID = parseWriteID
 	ParseKey     = parseKey
+	HealthStatus = healthStatus
 )
 
 // SetLimits replaces the bounds on requests under way, before Serve.

@@ -88,16 +88,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		}
 		return http.StatusOK, s.cfg.Status(ctx), nil
 	})
-	routes[client.RouteHealth] = s.get(func(context.Context, store.Request) (int, any, error) {
-		health := s.cfg.Health()
-		switch {
-		case !health.Formed || !health.Initialised:
-			return http.StatusNotImplemented, health, nil
-		case health.Sealed:
-			return http.StatusServiceUnavailable, health, nil
-		}
-		return http.StatusOK, health, nil
-	})
+	routes[client.RouteHealth] = s.health
 }
 
 // begin authenticates and checks the form of a native request. It answers itself

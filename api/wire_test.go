@@ -129,6 +129,7 @@ func health(p *player, status int) {
 	p.t.Helper()
 	for i := range 3 {
 		nodetest.Eventually(p.t, fmt.Sprintf("health %d of peer %d", status, i+1), func() error {
+			status := status
 			response, err := p.client("other").Get(p.c.Address(i) + client.RouteHealth)
 			if err != nil {
 				return err
@@ -139,7 +140,10 @@ func health(p *player, status int) {
 				return err
 			}
 			want := client.Health{Peer: fmt.Sprint("nexus-", i+1), Formed: true, Initialised: status != http.StatusNotImplemented,
-				Sealed: status != http.StatusOK, Leader: h.Leader, Version: node.Version}
+				Sealed: status != http.StatusOK, Leader: h.Leader, LeaderKnown: true, Version: node.Version}
+			if status == http.StatusOK && !h.Leader {
+				status = 473
+			}
 			if response.StatusCode != status || h != want || (response.Header.Get("Retry-After") == "1") != (status == http.StatusServiceUnavailable) {
 				return fmt.Errorf("%s %+v", response.Status, h)
 			}

@@ -20,7 +20,7 @@ func (n *Node) Health() client.Health {
 	status := n.cluster.Status()
 	view := n.machine.View()
 	return client.Health{Peer: n.cfg.ID, Formed: status.Formed && view.Founded(), Initialised: view.Seal().Committed != nil,
-		Sealed: n.store.Sealed(), Leader: status.State == cluster.Leads, Version: Version}
+		Sealed: n.store.Sealed(), Leader: status.State == cluster.Leads, LeaderKnown: status.Leader != "", Version: Version}
 }
 
 // Status gathers what all peers and Keepers say. Those that do not answer in a

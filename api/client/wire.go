@@ -232,6 +232,7 @@ type Health struct {
 	Initialised bool   `json:"initialised"` // it has a root key
 	Sealed      bool   `json:"sealed"`      // this peer has no keys
 	Leader      bool   `json:"leader"`
+	LeaderKnown bool   `json:"leaderKnown"` // there is one, this peer or another
 	Version     string `json:"version"`
 }
 
