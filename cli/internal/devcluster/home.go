@@ -173,18 +173,29 @@ func ownedByUs(info os.FileInfo) bool {
 	return ok && int(st.Uid) == os.Getuid()
 }
 
-const lockFile = "lock"
+const (
+	lockFile = "lock"
+	// lockPatience outlasts who has the lock for a moment only: a command that
+	// looks whether it is taken, or a process between its fork and its exec.
+	lockPatience = 500 * time.Millisecond
+)
 
 func lock(dir string) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(pollEvery) {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if time.Now().Before(deadline) {
+			continue
+		}
 		file.Close()
 		return nil, fmt.Errorf("%w (%s): 'spikectl dev status' shows it, 'spikectl dev down' stops it", ErrRunning, dir)
 	}
-	return file, nil
 }
 
 // locked says whether a supervisor has dir.
