@@ -125,10 +125,7 @@ func restoreShare(c *cli.Context, dial dialer) error {
 		Restored  bool `json:"restored"`
 	}
 	if err := cl.Wire(ctx, client.WireRestore, "", request, &answer); err != nil {
-		if secret.CodeOf(err) == secret.CodeInvalid {
-			err = &secret.Error{Code: secret.CodeInvalid, Message: "the share was refused: it is wrong, was given already, or the cluster is not sealed; shares given before still count", Cause: err}
-		}
-		return needsRole(err, "restore")
+		return needsRole(refusedShare(err), "restore")
 	}
 	return show(c, answer, func(io.Writer) {
 		if answer.Restored {
@@ -231,4 +228,27 @@ func chosenAnchor(c *cli.Context, peer string) (*audit.Anchor, error) {
 	}
 	anchor, err := audit.ParseAnchor(text)
 	return &anchor, err
+}
+
+// shareReasons are the words with which a peer says why it refused a share.
+var shareReasons = map[string]string{
+	"share_wrong":         "this is not the share of that number: it was mistyped, or belongs to another key",
+	"share_given_already": "the share of that number was given already; give another one",
+	"share_index_unknown": "the cluster has no share of that number",
+	"share_foreign":       "this share belongs to another share set",
+	"not_sealed":          "the cluster is not sealed; there is nothing to restore",
+}
+
+// refusedShare says in words why a share was refused. None of the reasons
+// spoils what was collected before.
+func refusedShare(err error) error {
+	var e *secret.Error
+	if !errors.As(err, &e) || e.Code != secret.CodeInvalid {
+		return err
+	}
+	message, ok := shareReasons[e.Reason]
+	if !ok {
+		message = "the share was refused"
+	}
+	return &secret.Error{Code: e.Code, Message: message + "; shares given before still count", Reason: e.Reason, Cause: err}
 }

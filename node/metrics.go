@@ -69,6 +69,13 @@ func (n *Node) registry() *prometheus.Registry {
 	gauge("spike_state_secrets", "Secrets.", func() float64 { return float64(n.machine.View().SecretCount()) })
 	gauge("spike_state_bytes", "Bytes of replicated state.", func() float64 { b, _ := n.machine.View().Size(); return float64(b) })
 	gauge("spike_state_limit_bytes", "Bound of the replicated state.", func() float64 { _, b := n.machine.View().Size(); return float64(b) })
+	gauge("spike_state_policies", "Policies.", func() float64 { return float64(n.machine.View().PolicyCount()) })
+	gauge("spike_state_damaged_records", "Records that this peer cannot decrypt and does not serve.", func() float64 { return float64(n.store.Damaged()) })
+	gauge("spike_audit_chain_broken", "1 when this peer's audit chain did not contain its anchor at the last start.", func() float64 {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return boolean(n.auditFault != "")
+	})
 	gauge("spike_audit_records", "Records in this peer's audit chain.", func() float64 { return float64(n.audit.Count()) })
 	gauge("spike_audit_failed", "1 when the audit log refuses records, and so this peer answers nothing.", func() float64 { return boolean(n.audit.Err() != nil) })
 	gauge("spike_svid_expiry_timestamp_seconds", "When this peer's SVID ends.", func() float64 { return float64(n.source.Expiry().Unix()) })

@@ -100,7 +100,7 @@ func (o operator) Restore(ctx context.Context, share store.RecoveryShare) (store
 		return store.RestoreProgress{}, err
 	}
 	if answer.Code != "" {
-		return store.RestoreProgress{}, &secret.Error{Code: answer.Code, Subject: "share", Message: answer.Message}
+		return store.RestoreProgress{}, &secret.Error{Code: answer.Code, Subject: "share", Message: answer.Message, Reason: answer.Reason}
 	}
 	return answer.Progress, nil
 }
@@ -116,6 +116,7 @@ type restoreAnswer struct {
 	Progress store.RestoreProgress `json:"progress"`
 	Code     secret.Code           `json:"code,omitempty"`
 	Message  string                `json:"message,omitempty"`
+	Reason   string                `json:"reason,omitempty"`
 }
 
 // answerRestore collects shares on the leader. The share that completes the
@@ -133,7 +134,7 @@ func (n *Node) answerRestore(ctx context.Context, _ string, payload []byte) ([]b
 		if !errors.As(err, &e) {
 			e = &secret.Error{Code: secret.CodeUnavailable, Message: err.Error()}
 		}
-		answer.Code, answer.Message = e.Code, e.Message
+		answer.Code, answer.Message, answer.Reason = e.Code, e.Message, e.Reason
 	}
 	return json.Marshal(answer)
 }
@@ -144,7 +145,7 @@ func (n *Node) collect(ctx context.Context, call restoreCall) (store.RestoreProg
 		return store.RestoreProgress{}, logError(err)
 	}
 	if !n.seal.Sealed() {
-		return store.RestoreProgress{}, secret.Errorf(secret.CodeInvalid, "the cluster is unsealed; there is nothing to restore")
+		return store.RestoreProgress{}, badShare("not_sealed", "the cluster is unsealed; there is nothing to restore")
 	}
 	p, err := n.collector.Add(st, call.Index, call.Share)
 	if err != nil {
@@ -168,18 +169,24 @@ func (n *Node) collect(ctx context.Context, call restoreCall) (store.RestoreProg
 	return progress, nil
 }
 
+// badShare is an error about a share, with a word for programs: the SPIKE wire
+// has one status and one word for all of them.
+func badShare(reason, message string) error {
+	return &secret.Error{Code: secret.CodeInvalid, Subject: "share", Message: message, Reason: reason}
+}
+
 func shareError(err error) error {
 	switch {
 	case errors.Is(err, seal.ErrNotInitialised):
 		return &secret.Error{Code: secret.CodeUnavailable, Message: "the cluster was never initialised; there is nothing to restore"}
 	case errors.Is(err, seal.ErrDuplicateShare):
-		return secret.Invalid("share", "the share of this index was given already")
+		return badShare("share_given_already", "the share of this index was given already")
 	case errors.Is(err, seal.ErrShareIndex):
-		return secret.Invalid("share", "no share has this index")
+		return badShare("share_index_unknown", "no share has this index")
 	case errors.Is(err, seal.ErrForeignShare):
-		return secret.Invalid("share", "it belongs to another share set")
+		return badShare("share_foreign", "it belongs to another share set")
 	case errors.Is(err, seal.ErrWrongShare):
-		return secret.Invalid("share", "it is not the share of this index; it was refused and the others still count")
+		return badShare("share_wrong", "it is not the share of this index; it was refused and the others still count")
 	}
 	return err
 }

@@ -329,6 +329,7 @@ func (c *Client) call(ctx context.Context, method, route string, body []byte, an
 	ctx, cancel := c.patient(ctx)
 	defer cancel()
 	maybe := false // a change may have been made by an attempt that we know nothing of
+	var told error // what a peer said last, better than that our own time was up
 	for try := 0; ; try++ {
 		at := (int(c.prefer.Load()) + try) % len(c.peers)
 		status, got, err := c.attempt(ctx, c.peers[at], method, route, body, writeID)
@@ -343,6 +344,7 @@ func (c *Client) call(ctx context.Context, method, route string, body []byte, an
 		}
 		if err == nil {
 			err = failure(status, got)
+			told = err
 		} else if writeID != "" && !errors.Is(err, errNotSent) {
 			maybe = true
 		}
@@ -356,6 +358,9 @@ func (c *Client) call(ctx context.Context, method, route string, body []byte, an
 			return err
 		}
 		if e := pause(ctx, try, len(c.peers)); e != nil {
+			if ctx.Err() != nil && told != nil {
+				err = told
+			}
 			if maybe {
 				return &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
 			}
