@@ -82,6 +82,16 @@ type Config struct {
 	// everywhere. Once the cluster has formed only the addresses matter.
 	Peers []Peer
 
+	// Join are members of a formed cluster, not necessarily all. A peer without
+	// data that has them does not form a cluster: it waits until an operator adds
+	// it (AddLearner) and comes in as a learner. Afterwards they are addresses to
+	// begin with. Peers may then be empty.
+	Join []Peer
+
+	// Levels tells which format level the state machine knows, and which it uses
+	// now; a peer that knows less than the leader uses is not admitted. Optional.
+	Levels func() (knows, uses uint32)
+
 	Security     Security
 	StateMachine StateMachine
 	Handlers     map[string]Handler // typed peer RPCs; more with Node.Handle
@@ -144,7 +154,7 @@ func (c *Config) complete() error {
 		return errors.New("cluster: Dir, Listener, Security and StateMachine are required")
 	case c.MaxCommandBytes > 6<<20 || c.MaxCommandBytes < 0 || c.SnapshotBytes < 0:
 		return errors.New("cluster: MaxCommandBytes or SnapshotBytes out of range")
-	case len(c.Peers) > 100:
+	case len(c.Peers) > 100 || len(c.Join) > 100:
 		return errors.New("cluster: more than 100 peers")
 	}
 	peers := append([]Peer(nil), c.Peers...)
@@ -166,7 +176,18 @@ func (c *Config) complete() error {
 			}
 		}
 	}
-	if !self {
+	if err := validID(c.ID); err != nil {
+		return err
+	}
+	for _, p := range c.Join {
+		if err := validID(p.ID); err != nil {
+			return err
+		}
+		if p.ID == c.ID || p.Address == "" {
+			return fmt.Errorf("cluster: %q, to join, is this peer itself or has no address", p.ID)
+		}
+	}
+	if !self && (len(c.Join) == 0 || len(c.Peers) > 0) {
 		return fmt.Errorf("cluster: this peer, %q, is not in its own list of peers", c.ID)
 	}
 	c.Peers = peers

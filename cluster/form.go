@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
@@ -48,6 +49,10 @@ func (n *Node) form() {
 			return
 		case <-t.C:
 		}
+		if n.removed.Load() { // nobody's business any more, until it is a member again
+			t.Reset(8 * formRetry)
+			continue
+		}
 		done, err := n.formStep(n.ctx)
 		retry := formRetry
 		if n.raft.Load() != nil {
@@ -78,13 +83,39 @@ func (n *Node) setProblem(err error) {
 // formStep does what can be done now. An error says what stands in the way; it
 // is tried again.
 func (n *Node) formStep(ctx context.Context) (done bool, err error) {
+	m := n.marker.Load()
+	switch {
+	case m.GetJoined():
+		if n.raft.Load() == nil { // an error came between the marker and Raft
+			return false, n.becomeReady()
+		}
+		return true, nil
+	case m == nil && len(n.cfg.Join) > 0:
+		err := n.joinStep(ctx)
+		return err == nil && n.raft.Load() != nil, err
+	case len(n.cfg.Peers) == 0: // formed, or prepared to, under another configuration
+		return n.raft.Load() != nil, nil
+	}
+	done, err = n.formTogether(ctx, m)
+	if m == nil && errors.Is(err, ErrWiped) {
+		// Forming is over, so this peer can only join.
+		switch joinErr := n.joinStep(ctx); {
+		case joinErr == nil:
+			return false, nil
+		case !errors.Is(joinErr, ErrNotReady):
+			err = joinErr
+		}
+	}
+	return done, err
+}
+
+func (n *Node) formTogether(ctx context.Context, m *peerpb.Marker) (done bool, err error) {
 	if n.cfg.Peers[0].ID != n.cfg.ID {
 		if n.raft.Load() != nil {
 			return true, nil
 		}
 		return false, n.lookAround(ctx)
 	}
-	m := n.marker.Load()
 	if m == nil {
 		if err := n.each(ctx, &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_INSPECT}, func(id string, r *peerpb.FormResponse) error {
 			return n.mayPrepare(id, r, nil)
@@ -192,8 +223,8 @@ func (n *Node) each(ctx context.Context, req *peerpb.FormRequest, see func(id st
 	req.Peers = n.formPeers()
 	var first error
 	for _, p := range n.cfg.Peers {
-		if p.ID == n.cfg.ID {
-			continue
+		if p.ID == n.cfg.ID || req.GetStep() == peerpb.FormRequest_STEP_READY && !n.votes(p.ID) {
+			continue // whoever was removed since, or is to join, is not waited for
 		}
 		r, err := n.askForm(ctx, p.ID, req)
 		if err == nil {
@@ -218,6 +249,16 @@ func (n *Node) askForm(ctx context.Context, id string, req *peerpb.FormRequest) 
 		return nil, fmt.Errorf("%w: peer %s: %w", ErrNotReady, id, err)
 	}
 	return r, nil
+}
+
+// votes tells whether the peer id still is a voter, as all were at forming.
+func (n *Node) votes(id string) bool {
+	r := n.raft.Load()
+	if r == nil {
+		return true
+	}
+	s, ok := find(r.GetConfiguration().Configuration(), id)
+	return ok && s.Suffrage == raft.Voter
 }
 
 // Form answers another peer that forms the cluster.
@@ -259,6 +300,9 @@ func (n *Node) formFor(from string, req *peerpb.FormRequest) (peerpb.FormRespons
 			return peerpb.FormResponse_VERDICT_OK, n.startRaft()
 		}
 		return peerpb.FormResponse_VERDICT_OK, nil
+	}
+	if len(n.cfg.Join) > 0 {
+		return peerpb.FormResponse_VERDICT_NOT_PREPARED, nil // it does not form, it joins
 	}
 	if !samePeers(req.GetPeers(), n.formPeers()) {
 		return peerpb.FormResponse_VERDICT_PEERS_DIFFER, fmt.Errorf("%w: peer %s expects %s, this peer %s",

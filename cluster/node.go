@@ -50,6 +50,8 @@ type Node struct {
 	queue    *queue
 
 	transfers atomic.Int32 // of leadership, asked for and under way
+	members   sync.Mutex   // held while this peer, as leader, changes them
+	removed   atomic.Bool  // the leader says that this peer is no member
 	reads     *reads
 	hub       *hub
 
@@ -177,7 +179,7 @@ func (n *Node) serve() error {
 	n.port = &port{
 		ln: n.cfg.Listener, sec: n.cfg.Security, log: n.log, dialTCP: n.cfg.Dial,
 		age: t.ConnAge, stale: max(3*t.Election, time.Second),
-		member: n.isMember, address: n.addressOf, greet: n.greet,
+		member: n.admits, address: n.addressOf, greet: n.greet,
 		raft: newHandOff(addr), rpc: newHandOff(addr),
 		handshakes: make(chan struct{}, maxHandshakes),
 		conns:      make(map[*peerConn]struct{}),
@@ -213,6 +215,7 @@ func (n *Node) run() {
 		_ = n.server.Serve(n.port.rpc)
 	}()
 	n.goDo(n.form)
+	n.goDo(n.belong)
 	n.goDo(n.queue.run)
 	n.goDo(n.watch)
 	go n.watchDisk()
@@ -254,7 +257,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.CommitTimeout = t.Commit
 	c.MaxAppendEntries = 64
 	c.BatchApplyCh = true
-	c.ShutdownOnRemove = true
+	c.ShutdownOnRemove = false // it asks, and says so: belong
 	c.NoSnapshotRestoreOnStart = false
 	c.NoLegacyTelemetry = true
 	c.SnapshotInterval = time.Hour // snapshots are triggered by bytes: compact
@@ -271,7 +274,11 @@ func (n *Node) startRaft() error {
 	m := n.marker.Load()
 	conf := n.raftConfig()
 	if m.GetPhase() == peerpb.Phase_PHASE_READY {
-		if err := n.bootstrap(conf, m); err != nil {
+		first := func() error { return n.bootstrap(conf, m) }
+		if m.GetJoined() {
+			first = func() error { return n.bootJoined(m) }
+		}
+		if err := first(); err != nil {
 			return err
 		}
 	}
@@ -321,24 +328,36 @@ func (n *Node) bootstrap(conf *raft.Config, m *peerpb.Marker) error {
 	return n.setMarker(m, peerpb.Phase_PHASE_STARTED)
 }
 
-// addressOf prefers what the operator configured to what the log remembers.
+// addressOf prefers what the operator configured to what the log remembers,
+// unless the log has another address than when this peer formed or joined: then
+// the member was added again since, and what was configured is the older word.
 func (n *Node) addressOf(id string) string {
-	for _, p := range n.cfg.Peers {
-		if p.ID == id {
-			return p.Address
+	logged, first, configured := "", "", ""
+	if r := n.raft.Load(); r != nil {
+		if s, ok := find(r.GetConfiguration().Configuration(), id); ok {
+			logged = string(s.Address)
 		}
 	}
-	if r := n.raft.Load(); r != nil {
-		for _, s := range r.GetConfiguration().Configuration().Servers {
-			if string(s.ID) == id {
-				return string(s.Address)
+	for _, p := range n.marker.Load().GetPeers() {
+		if p.GetId() == id {
+			first = p.GetAddress()
+		}
+	}
+	for _, list := range [][]Peer{n.cfg.Peers, n.cfg.Join} { // a later list wins
+		for _, p := range list {
+			if p.ID == id {
+				configured = p.Address
 			}
 		}
 	}
-	return ""
+	switch {
+	case configured != "" && (logged == "" || logged == first):
+		return configured
+	case logged != "":
+		return logged
+	}
+	return first
 }
-
-func (n *Node) isMember(id string) bool { return n.addressOf(id) != "" }
 
 // watch follows the library's observations, and stops the node when the library
 // has stopped by itself.

@@ -32,10 +32,10 @@ type port struct {
 	log     *slog.Logger
 	dialTCP func(ctx context.Context, network, address string) (net.Conn, error)
 	age     time.Duration
-	stale   time.Duration           // unacknowledged data older than this ends a connection
-	member  func(id string) bool    // whether to talk to this peer at all
-	address func(id string) string  // present address, "" when unknown
-	greet   func(c *peerConn) error // Raft's hello on an accepted connection
+	stale   time.Duration              // unacknowledged data older than this ends a connection
+	member  func(id, alpn string) bool // whether to talk to this peer so
+	address func(id string) string     // present address, "" when unknown
+	greet   func(c *peerConn) error    // Raft's hello on an accepted connection
 
 	raft, rpc *handOff
 
@@ -230,11 +230,12 @@ func (p *port) shake(conn net.Conn) (*peerConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrWrongPeer, err)
 	}
-	if !p.member(id) {
-		return nil, fmt.Errorf("%w: %q is not a member", ErrWrongPeer, id)
-	}
-	if proto := state.NegotiatedProtocol; proto != alpnRaft && proto != alpnRPC {
+	proto := state.NegotiatedProtocol
+	if proto != alpnRaft && proto != alpnRPC {
 		return nil, fmt.Errorf("peer %s speaks no protocol of ours", id)
+	}
+	if !p.member(id, proto) {
+		return nil, fmt.Errorf("%w: %q is not a member", ErrWrongPeer, id)
 	}
 	return p.adopt(t, id, true)
 }

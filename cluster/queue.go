@@ -33,6 +33,9 @@ func (n *Node) Propose(ctx context.Context, command []byte) (Result, error) {
 	if len(command) > n.cfg.MaxCommandBytes {
 		return Result{}, fmt.Errorf("%w: command of %d bytes, at most %d", ErrTooLarge, len(command), n.cfg.MaxCommandBytes)
 	}
+	if n.removed.Load() {
+		return Result{}, n.whyNoLeader()
+	}
 	ctx, cancel := n.patient(ctx)
 	defer cancel()
 	it := newItem(command, false)

@@ -24,6 +24,9 @@ func (n *Node) WaitRead(ctx context.Context) (uint64, error) {
 	ctx, cancel := n.patient(ctx)
 	defer cancel()
 	for {
+		if n.removed.Load() {
+			return 0, n.whyNoLeader()
+		}
 		changed := n.hub.wait()
 		index, err := n.reads.ask.do(ctx)
 		if err == nil {

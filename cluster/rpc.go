@@ -57,6 +57,7 @@ func newServer(n *Node) *grpc.Server {
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(n.onlyMembers),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge:      n.cfg.Timing.ConnAge, // gRPC adds the jitter
 			MaxConnectionAgeGrace: time.Minute,
@@ -87,7 +88,7 @@ func (p *peerClients) get(id string) (*grpc.ClientConn, error) {
 	if c := p.conns[id]; c != nil {
 		return c, nil
 	}
-	if !p.n.isMember(id) {
+	if p.n.addressOf(id) == "" {
 		return nil, fmt.Errorf("%w: %q", ErrUnknownPeer, id)
 	}
 	c, err := grpc.NewClient("passthrough:///"+id,
@@ -235,5 +236,5 @@ func (s service) Term(_ context.Context, req *peerpb.TermRequest) (*peerpb.TermR
 	case r == nil || s.n.ctx.Err() != nil:
 		return &peerpb.TermResponse{Refusal: peerpb.Refusal_REFUSAL_NOT_READY}, nil
 	}
-	return &peerpb.TermResponse{Term: r.CurrentTerm()}, nil
+	return &peerpb.TermResponse{Term: r.CurrentTerm(), Applied: s.n.Applied()}, nil
 }

@@ -17,6 +17,7 @@ const (
 	Follower  State = "follower"
 	Candidate State = "candidate"
 	Leads     State = "leader"
+	Removed   State = "removed" // was a member; serves nothing until it is added again
 	Stopped   State = "stopped"
 )
 
@@ -36,7 +37,7 @@ type Status struct {
 	ClusterID     [16]byte
 	Incarnation   uint64
 	Formed        bool
-	Problem       error // why forming does not proceed, or why the peer stopped
+	Problem       error // why forming or joining does not proceed, why the peer stopped, or ErrRemoved
 }
 
 // Member is a server in the latest configuration; before forming, a configured peer.
@@ -68,6 +69,8 @@ func (n *Node) Status() Status {
 	switch {
 	case n.ctx.Err() != nil || state == raft.Shutdown:
 		s.State = Stopped
+	case n.removed.Load():
+		s.State = Removed
 	case state == raft.Leader:
 		s.State = Leads
 	case state == raft.Candidate:
@@ -111,6 +114,9 @@ func (n *Node) leader() string {
 }
 
 func (n *Node) whyNoLeader() error {
+	if n.removed.Load() {
+		return fmt.Errorf("%w: %w", ErrNotReady, ErrRemoved)
+	}
 	if n.raft.Load() == nil {
 		return fmt.Errorf("%w: the cluster has not formed", ErrNotReady)
 	}

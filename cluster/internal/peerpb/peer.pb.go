@@ -190,6 +190,198 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{2}
 }
 
+type ChangeRequest_Op int32
+
+const (
+	ChangeRequest_OP_UNKNOWN  ChangeRequest_Op = 0
+	ChangeRequest_OP_ADD      ChangeRequest_Op = 1 // as a learner
+	ChangeRequest_OP_PROMOTE  ChangeRequest_Op = 2
+	ChangeRequest_OP_DEMOTE   ChangeRequest_Op = 3
+	ChangeRequest_OP_REMOVE   ChangeRequest_Op = 4
+	ChangeRequest_OP_TRANSFER ChangeRequest_Op = 5 // leadership, to id, or to any voter when it is empty
+)
+
+// Enum value maps for ChangeRequest_Op.
+var (
+	ChangeRequest_Op_name = map[int32]string{
+		0: "OP_UNKNOWN",
+		1: "OP_ADD",
+		2: "OP_PROMOTE",
+		3: "OP_DEMOTE",
+		4: "OP_REMOVE",
+		5: "OP_TRANSFER",
+	}
+	ChangeRequest_Op_value = map[string]int32{
+		"OP_UNKNOWN":  0,
+		"OP_ADD":      1,
+		"OP_PROMOTE":  2,
+		"OP_DEMOTE":   3,
+		"OP_REMOVE":   4,
+		"OP_TRANSFER": 5,
+	}
+)
+
+func (x ChangeRequest_Op) Enum() *ChangeRequest_Op {
+	p := new(ChangeRequest_Op)
+	*p = x
+	return p
+}
+
+func (x ChangeRequest_Op) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeRequest_Op) Descriptor() protoreflect.EnumDescriptor {
+	return file_cluster_internal_peerpb_peer_proto_enumTypes[3].Descriptor()
+}
+
+func (ChangeRequest_Op) Type() protoreflect.EnumType {
+	return &file_cluster_internal_peerpb_peer_proto_enumTypes[3]
+}
+
+func (x ChangeRequest_Op) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeRequest_Op.Descriptor instead.
+func (ChangeRequest_Op) EnumDescriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{8, 0}
+}
+
+type ChangeResponse_Verdict int32
+
+const (
+	ChangeResponse_VERDICT_UNKNOWN    ChangeResponse_Verdict = 0 // may or may not take effect: message
+	ChangeResponse_VERDICT_OK         ChangeResponse_Verdict = 1
+	ChangeResponse_VERDICT_NOT_LEADER ChangeResponse_Verdict = 2 // nothing was done: try again
+	ChangeResponse_VERDICT_NOT_READY  ChangeResponse_Verdict = 3 // nothing was done: message
+	ChangeResponse_VERDICT_BUSY       ChangeResponse_Verdict = 4 // another change is under way, or came first
+	ChangeResponse_VERDICT_INVALID    ChangeResponse_Verdict = 5 // message
+	ChangeResponse_VERDICT_NO_MEMBER  ChangeResponse_Verdict = 6
+	ChangeResponse_VERDICT_EXISTS     ChangeResponse_Verdict = 7 // message
+	ChangeResponse_VERDICT_BEHIND     ChangeResponse_Verdict = 8 // applied, commit, bound
+	ChangeResponse_VERDICT_AT_RISK    ChangeResponse_Verdict = 9 // voters, need, unreachable
+	ChangeResponse_VERDICT_FOREIGN    ChangeResponse_Verdict = 10
+)
+
+// Enum value maps for ChangeResponse_Verdict.
+var (
+	ChangeResponse_Verdict_name = map[int32]string{
+		0:  "VERDICT_UNKNOWN",
+		1:  "VERDICT_OK",
+		2:  "VERDICT_NOT_LEADER",
+		3:  "VERDICT_NOT_READY",
+		4:  "VERDICT_BUSY",
+		5:  "VERDICT_INVALID",
+		6:  "VERDICT_NO_MEMBER",
+		7:  "VERDICT_EXISTS",
+		8:  "VERDICT_BEHIND",
+		9:  "VERDICT_AT_RISK",
+		10: "VERDICT_FOREIGN",
+	}
+	ChangeResponse_Verdict_value = map[string]int32{
+		"VERDICT_UNKNOWN":    0,
+		"VERDICT_OK":         1,
+		"VERDICT_NOT_LEADER": 2,
+		"VERDICT_NOT_READY":  3,
+		"VERDICT_BUSY":       4,
+		"VERDICT_INVALID":    5,
+		"VERDICT_NO_MEMBER":  6,
+		"VERDICT_EXISTS":     7,
+		"VERDICT_BEHIND":     8,
+		"VERDICT_AT_RISK":    9,
+		"VERDICT_FOREIGN":    10,
+	}
+)
+
+func (x ChangeResponse_Verdict) Enum() *ChangeResponse_Verdict {
+	p := new(ChangeResponse_Verdict)
+	*p = x
+	return p
+}
+
+func (x ChangeResponse_Verdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeResponse_Verdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_cluster_internal_peerpb_peer_proto_enumTypes[4].Descriptor()
+}
+
+func (ChangeResponse_Verdict) Type() protoreflect.EnumType {
+	return &file_cluster_internal_peerpb_peer_proto_enumTypes[4]
+}
+
+func (x ChangeResponse_Verdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeResponse_Verdict.Descriptor instead.
+func (ChangeResponse_Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{9, 0}
+}
+
+type AdmitResponse_Verdict int32
+
+const (
+	AdmitResponse_VERDICT_UNKNOWN   AdmitResponse_Verdict = 0 // try again
+	AdmitResponse_VERDICT_NO_MEMBER AdmitResponse_Verdict = 1 // the leader's configuration does not have it
+	AdmitResponse_VERDICT_LEARNER   AdmitResponse_Verdict = 2
+	AdmitResponse_VERDICT_VOTER     AdmitResponse_Verdict = 3
+	AdmitResponse_VERDICT_FOREIGN   AdmitResponse_Verdict = 4 // it has data of another cluster or incarnation
+	AdmitResponse_VERDICT_WRONG_ID  AdmitResponse_Verdict = 5 // its certificate has another id
+	AdmitResponse_VERDICT_LEVEL     AdmitResponse_Verdict = 6 // it is too old: level has what the cluster uses
+)
+
+// Enum value maps for AdmitResponse_Verdict.
+var (
+	AdmitResponse_Verdict_name = map[int32]string{
+		0: "VERDICT_UNKNOWN",
+		1: "VERDICT_NO_MEMBER",
+		2: "VERDICT_LEARNER",
+		3: "VERDICT_VOTER",
+		4: "VERDICT_FOREIGN",
+		5: "VERDICT_WRONG_ID",
+		6: "VERDICT_LEVEL",
+	}
+	AdmitResponse_Verdict_value = map[string]int32{
+		"VERDICT_UNKNOWN":   0,
+		"VERDICT_NO_MEMBER": 1,
+		"VERDICT_LEARNER":   2,
+		"VERDICT_VOTER":     3,
+		"VERDICT_FOREIGN":   4,
+		"VERDICT_WRONG_ID":  5,
+		"VERDICT_LEVEL":     6,
+	}
+)
+
+func (x AdmitResponse_Verdict) Enum() *AdmitResponse_Verdict {
+	p := new(AdmitResponse_Verdict)
+	*p = x
+	return p
+}
+
+func (x AdmitResponse_Verdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AdmitResponse_Verdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_cluster_internal_peerpb_peer_proto_enumTypes[5].Descriptor()
+}
+
+func (AdmitResponse_Verdict) Type() protoreflect.EnumType {
+	return &file_cluster_internal_peerpb_peer_proto_enumTypes[5]
+}
+
+func (x AdmitResponse_Verdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AdmitResponse_Verdict.Descriptor instead.
+func (AdmitResponse_Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{11, 0}
+}
+
 type FormRequest_Step int32
 
 const (
@@ -223,11 +415,11 @@ func (x FormRequest_Step) String() string {
 }
 
 func (FormRequest_Step) Descriptor() protoreflect.EnumDescriptor {
-	return file_cluster_internal_peerpb_peer_proto_enumTypes[3].Descriptor()
+	return file_cluster_internal_peerpb_peer_proto_enumTypes[6].Descriptor()
 }
 
 func (FormRequest_Step) Type() protoreflect.EnumType {
-	return &file_cluster_internal_peerpb_peer_proto_enumTypes[3]
+	return &file_cluster_internal_peerpb_peer_proto_enumTypes[6]
 }
 
 func (x FormRequest_Step) Number() protoreflect.EnumNumber {
@@ -236,7 +428,7 @@ func (x FormRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FormRequest_Step.Descriptor instead.
 func (FormRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{9, 0}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{13, 0}
 }
 
 type FormResponse_Verdict int32
@@ -281,11 +473,11 @@ func (x FormResponse_Verdict) String() string {
 }
 
 func (FormResponse_Verdict) Descriptor() protoreflect.EnumDescriptor {
-	return file_cluster_internal_peerpb_peer_proto_enumTypes[4].Descriptor()
+	return file_cluster_internal_peerpb_peer_proto_enumTypes[7].Descriptor()
 }
 
 func (FormResponse_Verdict) Type() protoreflect.EnumType {
-	return &file_cluster_internal_peerpb_peer_proto_enumTypes[4]
+	return &file_cluster_internal_peerpb_peer_proto_enumTypes[7]
 }
 
 func (x FormResponse_Verdict) Number() protoreflect.EnumNumber {
@@ -294,7 +486,7 @@ func (x FormResponse_Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FormResponse_Verdict.Descriptor instead.
 func (FormResponse_Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{10, 0}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type CallResponse_Status int32
@@ -336,11 +528,11 @@ func (x CallResponse_Status) String() string {
 }
 
 func (CallResponse_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_cluster_internal_peerpb_peer_proto_enumTypes[5].Descriptor()
+	return file_cluster_internal_peerpb_peer_proto_enumTypes[8].Descriptor()
 }
 
 func (CallResponse_Status) Type() protoreflect.EnumType {
-	return &file_cluster_internal_peerpb_peer_proto_enumTypes[5]
+	return &file_cluster_internal_peerpb_peer_proto_enumTypes[8]
 }
 
 func (x CallResponse_Status) Number() protoreflect.EnumNumber {
@@ -349,7 +541,7 @@ func (x CallResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CallResponse_Status.Descriptor instead.
 func (CallResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{12, 0}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // Scope says which cluster the sender belongs to. A peer of another cluster or
@@ -724,6 +916,7 @@ type TermResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refusal       Refusal                `protobuf:"varint,1,opt,name=refusal,proto3,enum=spikeha.peer.v1.Refusal" json:"refusal,omitempty"`
 	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Applied       uint64                 `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"` // greatest command index applied
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -772,6 +965,317 @@ func (x *TermResponse) GetTerm() uint64 {
 	return 0
 }
 
+func (x *TermResponse) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+type ChangeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         *Scope                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	Op            ChangeRequest_Op       `protobuf:"varint,2,opt,name=op,proto3,enum=spikeha.peer.v1.ChangeRequest_Op" json:"op,omitempty"`
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // with OP_ADD
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRequest) Reset() {
+	*x = ChangeRequest{}
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRequest) ProtoMessage() {}
+
+func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
+func (*ChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ChangeRequest) GetScope() *Scope {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetOp() ChangeRequest_Op {
+	if x != nil {
+		return x.Op
+	}
+	return ChangeRequest_OP_UNKNOWN
+}
+
+func (x *ChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type ChangeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       ChangeResponse_Verdict `protobuf:"varint,1,opt,name=verdict,proto3,enum=spikeha.peer.v1.ChangeResponse_Verdict" json:"verdict,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Applied       uint64                 `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"`
+	Commit        uint64                 `protobuf:"varint,4,opt,name=commit,proto3" json:"commit,omitempty"`
+	Bound         uint64                 `protobuf:"varint,5,opt,name=bound,proto3" json:"bound,omitempty"`
+	Voters        uint32                 `protobuf:"varint,6,opt,name=voters,proto3" json:"voters,omitempty"`
+	Need          uint32                 `protobuf:"varint,7,opt,name=need,proto3" json:"need,omitempty"`
+	Unreachable   []string               `protobuf:"bytes,8,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeResponse) Reset() {
+	*x = ChangeResponse{}
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeResponse) ProtoMessage() {}
+
+func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
+func (*ChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ChangeResponse) GetVerdict() ChangeResponse_Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return ChangeResponse_VERDICT_UNKNOWN
+}
+
+func (x *ChangeResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ChangeResponse) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetBound() uint64 {
+	if x != nil {
+		return x.Bound
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetNeed() uint32 {
+	if x != nil {
+		return x.Need
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetUnreachable() []string {
+	if x != nil {
+		return x.Unreachable
+	}
+	return nil
+}
+
+type AdmitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`        // who asks; a member may ask for another peer
+	Scope         *Scope                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`  // of the asker's data; absent when it has none
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"` // newest level that the asker understands; 0 is any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitRequest) Reset() {
+	*x = AdmitRequest{}
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitRequest) ProtoMessage() {}
+
+func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
+func (*AdmitRequest) Descriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AdmitRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetScope() *Scope {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *AdmitRequest) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+type AdmitResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       AdmitResponse_Verdict  `protobuf:"varint,1,opt,name=verdict,proto3,enum=spikeha.peer.v1.AdmitResponse_Verdict" json:"verdict,omitempty"`
+	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Members       []*Member              `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	Level         uint32                 `protobuf:"varint,5,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitResponse) Reset() {
+	*x = AdmitResponse{}
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitResponse) ProtoMessage() {}
+
+func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
+func (*AdmitResponse) Descriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AdmitResponse) GetVerdict() AdmitResponse_Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return AdmitResponse_VERDICT_UNKNOWN
+}
+
+func (x *AdmitResponse) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *AdmitResponse) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
 type Member struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -782,7 +1286,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[8]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +1298,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[8]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +1311,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{8}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Member) GetId() string {
@@ -836,7 +1340,7 @@ type FormRequest struct {
 
 func (x *FormRequest) Reset() {
 	*x = FormRequest{}
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[9]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1352,7 @@ func (x *FormRequest) String() string {
 func (*FormRequest) ProtoMessage() {}
 
 func (x *FormRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[9]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1365,7 @@ func (x *FormRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormRequest.ProtoReflect.Descriptor instead.
 func (*FormRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{9}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FormRequest) GetStep() FormRequest_Step {
@@ -905,7 +1409,7 @@ type FormResponse struct {
 
 func (x *FormResponse) Reset() {
 	*x = FormResponse{}
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[10]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1421,7 @@ func (x *FormResponse) String() string {
 func (*FormResponse) ProtoMessage() {}
 
 func (x *FormResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[10]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1434,7 @@ func (x *FormResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormResponse.ProtoReflect.Descriptor instead.
 func (*FormResponse) Descriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{10}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FormResponse) GetVerdict() FormResponse_Verdict {
@@ -979,7 +1483,7 @@ type CallRequest struct {
 
 func (x *CallRequest) Reset() {
 	*x = CallRequest{}
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[11]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1495,7 @@ func (x *CallRequest) String() string {
 func (*CallRequest) ProtoMessage() {}
 
 func (x *CallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[11]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1508,7 @@ func (x *CallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRequest.ProtoReflect.Descriptor instead.
 func (*CallRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{11}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CallRequest) GetKind() string {
@@ -1039,7 +1543,7 @@ type CallResponse struct {
 
 func (x *CallResponse) Reset() {
 	*x = CallResponse{}
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[12]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1555,7 @@ func (x *CallResponse) String() string {
 func (*CallResponse) ProtoMessage() {}
 
 func (x *CallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[12]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1568,7 @@ func (x *CallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallResponse.ProtoReflect.Descriptor instead.
 func (*CallResponse) Descriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{12}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CallResponse) GetStatus() CallResponse_Status {
@@ -1095,14 +1599,15 @@ type Marker struct {
 	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Self          string                 `protobuf:"bytes,4,opt,name=self,proto3" json:"self,omitempty"`
-	Peers         []*Member              `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"` // as agreed at forming
+	Peers         []*Member              `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`    // as agreed at forming, or told at joining
+	Joined        bool                   `protobuf:"varint,6,opt,name=joined,proto3" json:"joined,omitempty"` // came to a formed cluster: never writes a first configuration
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Marker) Reset() {
 	*x = Marker{}
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[13]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1619,7 @@ func (x *Marker) String() string {
 func (*Marker) ProtoMessage() {}
 
 func (x *Marker) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[13]
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1632,7 @@ func (x *Marker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Marker.ProtoReflect.Descriptor instead.
 func (*Marker) Descriptor() ([]byte, []int) {
-	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{13}
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Marker) GetPhase() Phase {
@@ -1165,6 +1670,13 @@ func (x *Marker) GetPeers() []*Member {
 	return nil
 }
 
+func (x *Marker) GetJoined() bool {
+	if x != nil {
+		return x.Joined
+	}
+	return false
+}
+
 var File_cluster_internal_peerpb_peer_proto protoreflect.FileDescriptor
 
 const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
@@ -1191,10 +1703,68 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\arefusal\x18\x01 \x01(\x0e2\x18.spikeha.peer.v1.RefusalR\arefusal\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\";\n" +
 	"\vTermRequest\x12,\n" +
-	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\"V\n" +
+	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\"p\n" +
 	"\fTermResponse\x122\n" +
 	"\arefusal\x18\x01 \x01(\x0e2\x18.spikeha.peer.v1.RefusalR\arefusal\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"2\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
+	"\aapplied\x18\x03 \x01(\x04R\aapplied\"\xfb\x01\n" +
+	"\rChangeRequest\x12,\n" +
+	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\x121\n" +
+	"\x02op\x18\x02 \x01(\x0e2!.spikeha.peer.v1.ChangeRequest.OpR\x02op\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"_\n" +
+	"\x02Op\x12\x0e\n" +
+	"\n" +
+	"OP_UNKNOWN\x10\x00\x12\n" +
+	"\n" +
+	"\x06OP_ADD\x10\x01\x12\x0e\n" +
+	"\n" +
+	"OP_PROMOTE\x10\x02\x12\r\n" +
+	"\tOP_DEMOTE\x10\x03\x12\r\n" +
+	"\tOP_REMOVE\x10\x04\x12\x0f\n" +
+	"\vOP_TRANSFER\x10\x05\"\xf3\x03\n" +
+	"\x0eChangeResponse\x12A\n" +
+	"\averdict\x18\x01 \x01(\x0e2'.spikeha.peer.v1.ChangeResponse.VerdictR\averdict\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
+	"\aapplied\x18\x03 \x01(\x04R\aapplied\x12\x16\n" +
+	"\x06commit\x18\x04 \x01(\x04R\x06commit\x12\x14\n" +
+	"\x05bound\x18\x05 \x01(\x04R\x05bound\x12\x16\n" +
+	"\x06voters\x18\x06 \x01(\rR\x06voters\x12\x12\n" +
+	"\x04need\x18\a \x01(\rR\x04need\x12 \n" +
+	"\vunreachable\x18\b \x03(\tR\vunreachable\"\xed\x01\n" +
+	"\aVerdict\x12\x13\n" +
+	"\x0fVERDICT_UNKNOWN\x10\x00\x12\x0e\n" +
+	"\n" +
+	"VERDICT_OK\x10\x01\x12\x16\n" +
+	"\x12VERDICT_NOT_LEADER\x10\x02\x12\x15\n" +
+	"\x11VERDICT_NOT_READY\x10\x03\x12\x10\n" +
+	"\fVERDICT_BUSY\x10\x04\x12\x13\n" +
+	"\x0fVERDICT_INVALID\x10\x05\x12\x15\n" +
+	"\x11VERDICT_NO_MEMBER\x10\x06\x12\x12\n" +
+	"\x0eVERDICT_EXISTS\x10\a\x12\x12\n" +
+	"\x0eVERDICT_BEHIND\x10\b\x12\x13\n" +
+	"\x0fVERDICT_AT_RISK\x10\t\x12\x13\n" +
+	"\x0fVERDICT_FOREIGN\x10\n" +
+	"\"b\n" +
+	"\fAdmitRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
+	"\x05scope\x18\x02 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\"\xf9\x02\n" +
+	"\rAdmitResponse\x12@\n" +
+	"\averdict\x18\x01 \x01(\x0e2&.spikeha.peer.v1.AdmitResponse.VerdictR\averdict\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\fR\tclusterId\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x121\n" +
+	"\amembers\x18\x04 \x03(\v2\x17.spikeha.peer.v1.MemberR\amembers\x12\x14\n" +
+	"\x05level\x18\x05 \x01(\rR\x05level\"\x9b\x01\n" +
+	"\aVerdict\x12\x13\n" +
+	"\x0fVERDICT_UNKNOWN\x10\x00\x12\x15\n" +
+	"\x11VERDICT_NO_MEMBER\x10\x01\x12\x13\n" +
+	"\x0fVERDICT_LEARNER\x10\x02\x12\x11\n" +
+	"\rVERDICT_VOTER\x10\x03\x12\x13\n" +
+	"\x0fVERDICT_FOREIGN\x10\x04\x12\x14\n" +
+	"\x10VERDICT_WRONG_ID\x10\x05\x12\x11\n" +
+	"\rVERDICT_LEVEL\x10\x06\"2\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xf0\x01\n" +
@@ -1237,14 +1807,15 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\rSTATUS_FAILED\x10\x01\x12\x17\n" +
 	"\x13STATUS_UNKNOWN_KIND\x10\x02\x12\x14\n" +
 	"\x10STATUS_TOO_LARGE\x10\x03\x12\x12\n" +
-	"\x0eSTATUS_FOREIGN\x10\x04\"\xba\x01\n" +
+	"\x0eSTATUS_FOREIGN\x10\x04\"\xd2\x01\n" +
 	"\x06Marker\x12,\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x16.spikeha.peer.v1.PhaseR\x05phase\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\fR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12\x12\n" +
 	"\x04self\x18\x04 \x01(\tR\x04self\x12-\n" +
-	"\x05peers\x18\x05 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers*|\n" +
+	"\x05peers\x18\x05 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers\x12\x16\n" +
+	"\x06joined\x18\x06 \x01(\bR\x06joined*|\n" +
 	"\aOutcome\x12\x13\n" +
 	"\x0fOUTCOME_UNKNOWN\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x18\n" +
@@ -1261,13 +1832,15 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\vPHASE_EMPTY\x10\x00\x12\x12\n" +
 	"\x0ePHASE_PREPARED\x10\x01\x12\x0f\n" +
 	"\vPHASE_READY\x10\x02\x12\x11\n" +
-	"\rPHASE_STARTED\x10\x032\xf7\x02\n" +
+	"\rPHASE_STARTED\x10\x032\x8a\x04\n" +
 	"\x04Peer\x12L\n" +
 	"\aPropose\x12\x1f.spikeha.peer.v1.ProposeRequest\x1a .spikeha.peer.v1.ProposeResponse\x12R\n" +
 	"\tReadIndex\x12!.spikeha.peer.v1.ReadIndexRequest\x1a\".spikeha.peer.v1.ReadIndexResponse\x12C\n" +
 	"\x04Term\x12\x1c.spikeha.peer.v1.TermRequest\x1a\x1d.spikeha.peer.v1.TermResponse\x12C\n" +
 	"\x04Form\x12\x1c.spikeha.peer.v1.FormRequest\x1a\x1d.spikeha.peer.v1.FormResponse\x12C\n" +
-	"\x04Call\x12\x1c.spikeha.peer.v1.CallRequest\x1a\x1d.spikeha.peer.v1.CallResponseB6Z4github.com/spike-ha/spike-ha/cluster/internal/peerpbb\x06proto3"
+	"\x04Call\x12\x1c.spikeha.peer.v1.CallRequest\x1a\x1d.spikeha.peer.v1.CallResponse\x12I\n" +
+	"\x06Change\x12\x1e.spikeha.peer.v1.ChangeRequest\x1a\x1f.spikeha.peer.v1.ChangeResponse\x12F\n" +
+	"\x05Admit\x12\x1d.spikeha.peer.v1.AdmitRequest\x1a\x1e.spikeha.peer.v1.AdmitResponseB6Z4github.com/spike-ha/spike-ha/cluster/internal/peerpbb\x06proto3"
 
 var (
 	file_cluster_internal_peerpb_peer_proto_rawDescOnce sync.Once
@@ -1281,62 +1854,79 @@ func file_cluster_internal_peerpb_peer_proto_rawDescGZIP() []byte {
 	return file_cluster_internal_peerpb_peer_proto_rawDescData
 }
 
-var file_cluster_internal_peerpb_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_cluster_internal_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_cluster_internal_peerpb_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_cluster_internal_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_cluster_internal_peerpb_peer_proto_goTypes = []any{
-	(Outcome)(0),              // 0: spikeha.peer.v1.Outcome
-	(Refusal)(0),              // 1: spikeha.peer.v1.Refusal
-	(Phase)(0),                // 2: spikeha.peer.v1.Phase
-	(FormRequest_Step)(0),     // 3: spikeha.peer.v1.FormRequest.Step
-	(FormResponse_Verdict)(0), // 4: spikeha.peer.v1.FormResponse.Verdict
-	(CallResponse_Status)(0),  // 5: spikeha.peer.v1.CallResponse.Status
-	(*Scope)(nil),             // 6: spikeha.peer.v1.Scope
-	(*ProposeRequest)(nil),    // 7: spikeha.peer.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 8: spikeha.peer.v1.ProposeResponse
-	(*Proposed)(nil),          // 9: spikeha.peer.v1.Proposed
-	(*ReadIndexRequest)(nil),  // 10: spikeha.peer.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil), // 11: spikeha.peer.v1.ReadIndexResponse
-	(*TermRequest)(nil),       // 12: spikeha.peer.v1.TermRequest
-	(*TermResponse)(nil),      // 13: spikeha.peer.v1.TermResponse
-	(*Member)(nil),            // 14: spikeha.peer.v1.Member
-	(*FormRequest)(nil),       // 15: spikeha.peer.v1.FormRequest
-	(*FormResponse)(nil),      // 16: spikeha.peer.v1.FormResponse
-	(*CallRequest)(nil),       // 17: spikeha.peer.v1.CallRequest
-	(*CallResponse)(nil),      // 18: spikeha.peer.v1.CallResponse
-	(*Marker)(nil),            // 19: spikeha.peer.v1.Marker
+	(Outcome)(0),                // 0: spikeha.peer.v1.Outcome
+	(Refusal)(0),                // 1: spikeha.peer.v1.Refusal
+	(Phase)(0),                  // 2: spikeha.peer.v1.Phase
+	(ChangeRequest_Op)(0),       // 3: spikeha.peer.v1.ChangeRequest.Op
+	(ChangeResponse_Verdict)(0), // 4: spikeha.peer.v1.ChangeResponse.Verdict
+	(AdmitResponse_Verdict)(0),  // 5: spikeha.peer.v1.AdmitResponse.Verdict
+	(FormRequest_Step)(0),       // 6: spikeha.peer.v1.FormRequest.Step
+	(FormResponse_Verdict)(0),   // 7: spikeha.peer.v1.FormResponse.Verdict
+	(CallResponse_Status)(0),    // 8: spikeha.peer.v1.CallResponse.Status
+	(*Scope)(nil),               // 9: spikeha.peer.v1.Scope
+	(*ProposeRequest)(nil),      // 10: spikeha.peer.v1.ProposeRequest
+	(*ProposeResponse)(nil),     // 11: spikeha.peer.v1.ProposeResponse
+	(*Proposed)(nil),            // 12: spikeha.peer.v1.Proposed
+	(*ReadIndexRequest)(nil),    // 13: spikeha.peer.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),   // 14: spikeha.peer.v1.ReadIndexResponse
+	(*TermRequest)(nil),         // 15: spikeha.peer.v1.TermRequest
+	(*TermResponse)(nil),        // 16: spikeha.peer.v1.TermResponse
+	(*ChangeRequest)(nil),       // 17: spikeha.peer.v1.ChangeRequest
+	(*ChangeResponse)(nil),      // 18: spikeha.peer.v1.ChangeResponse
+	(*AdmitRequest)(nil),        // 19: spikeha.peer.v1.AdmitRequest
+	(*AdmitResponse)(nil),       // 20: spikeha.peer.v1.AdmitResponse
+	(*Member)(nil),              // 21: spikeha.peer.v1.Member
+	(*FormRequest)(nil),         // 22: spikeha.peer.v1.FormRequest
+	(*FormResponse)(nil),        // 23: spikeha.peer.v1.FormResponse
+	(*CallRequest)(nil),         // 24: spikeha.peer.v1.CallRequest
+	(*CallResponse)(nil),        // 25: spikeha.peer.v1.CallResponse
+	(*Marker)(nil),              // 26: spikeha.peer.v1.Marker
 }
 var file_cluster_internal_peerpb_peer_proto_depIdxs = []int32{
-	6,  // 0: spikeha.peer.v1.ProposeRequest.scope:type_name -> spikeha.peer.v1.Scope
-	9,  // 1: spikeha.peer.v1.ProposeResponse.results:type_name -> spikeha.peer.v1.Proposed
+	9,  // 0: spikeha.peer.v1.ProposeRequest.scope:type_name -> spikeha.peer.v1.Scope
+	12, // 1: spikeha.peer.v1.ProposeResponse.results:type_name -> spikeha.peer.v1.Proposed
 	0,  // 2: spikeha.peer.v1.Proposed.outcome:type_name -> spikeha.peer.v1.Outcome
-	6,  // 3: spikeha.peer.v1.ReadIndexRequest.scope:type_name -> spikeha.peer.v1.Scope
+	9,  // 3: spikeha.peer.v1.ReadIndexRequest.scope:type_name -> spikeha.peer.v1.Scope
 	1,  // 4: spikeha.peer.v1.ReadIndexResponse.refusal:type_name -> spikeha.peer.v1.Refusal
-	6,  // 5: spikeha.peer.v1.TermRequest.scope:type_name -> spikeha.peer.v1.Scope
+	9,  // 5: spikeha.peer.v1.TermRequest.scope:type_name -> spikeha.peer.v1.Scope
 	1,  // 6: spikeha.peer.v1.TermResponse.refusal:type_name -> spikeha.peer.v1.Refusal
-	3,  // 7: spikeha.peer.v1.FormRequest.step:type_name -> spikeha.peer.v1.FormRequest.Step
-	14, // 8: spikeha.peer.v1.FormRequest.peers:type_name -> spikeha.peer.v1.Member
-	4,  // 9: spikeha.peer.v1.FormResponse.verdict:type_name -> spikeha.peer.v1.FormResponse.Verdict
-	2,  // 10: spikeha.peer.v1.FormResponse.phase:type_name -> spikeha.peer.v1.Phase
-	14, // 11: spikeha.peer.v1.FormResponse.peers:type_name -> spikeha.peer.v1.Member
-	6,  // 12: spikeha.peer.v1.CallRequest.scope:type_name -> spikeha.peer.v1.Scope
-	5,  // 13: spikeha.peer.v1.CallResponse.status:type_name -> spikeha.peer.v1.CallResponse.Status
-	2,  // 14: spikeha.peer.v1.Marker.phase:type_name -> spikeha.peer.v1.Phase
-	14, // 15: spikeha.peer.v1.Marker.peers:type_name -> spikeha.peer.v1.Member
-	7,  // 16: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
-	10, // 17: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
-	12, // 18: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
-	15, // 19: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
-	17, // 20: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
-	8,  // 21: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
-	11, // 22: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
-	13, // 23: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
-	16, // 24: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
-	18, // 25: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
-	21, // [21:26] is the sub-list for method output_type
-	16, // [16:21] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	9,  // 7: spikeha.peer.v1.ChangeRequest.scope:type_name -> spikeha.peer.v1.Scope
+	3,  // 8: spikeha.peer.v1.ChangeRequest.op:type_name -> spikeha.peer.v1.ChangeRequest.Op
+	4,  // 9: spikeha.peer.v1.ChangeResponse.verdict:type_name -> spikeha.peer.v1.ChangeResponse.Verdict
+	9,  // 10: spikeha.peer.v1.AdmitRequest.scope:type_name -> spikeha.peer.v1.Scope
+	5,  // 11: spikeha.peer.v1.AdmitResponse.verdict:type_name -> spikeha.peer.v1.AdmitResponse.Verdict
+	21, // 12: spikeha.peer.v1.AdmitResponse.members:type_name -> spikeha.peer.v1.Member
+	6,  // 13: spikeha.peer.v1.FormRequest.step:type_name -> spikeha.peer.v1.FormRequest.Step
+	21, // 14: spikeha.peer.v1.FormRequest.peers:type_name -> spikeha.peer.v1.Member
+	7,  // 15: spikeha.peer.v1.FormResponse.verdict:type_name -> spikeha.peer.v1.FormResponse.Verdict
+	2,  // 16: spikeha.peer.v1.FormResponse.phase:type_name -> spikeha.peer.v1.Phase
+	21, // 17: spikeha.peer.v1.FormResponse.peers:type_name -> spikeha.peer.v1.Member
+	9,  // 18: spikeha.peer.v1.CallRequest.scope:type_name -> spikeha.peer.v1.Scope
+	8,  // 19: spikeha.peer.v1.CallResponse.status:type_name -> spikeha.peer.v1.CallResponse.Status
+	2,  // 20: spikeha.peer.v1.Marker.phase:type_name -> spikeha.peer.v1.Phase
+	21, // 21: spikeha.peer.v1.Marker.peers:type_name -> spikeha.peer.v1.Member
+	10, // 22: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
+	13, // 23: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
+	15, // 24: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
+	22, // 25: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
+	24, // 26: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
+	17, // 27: spikeha.peer.v1.Peer.Change:input_type -> spikeha.peer.v1.ChangeRequest
+	19, // 28: spikeha.peer.v1.Peer.Admit:input_type -> spikeha.peer.v1.AdmitRequest
+	11, // 29: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
+	14, // 30: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
+	16, // 31: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
+	23, // 32: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
+	25, // 33: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
+	18, // 34: spikeha.peer.v1.Peer.Change:output_type -> spikeha.peer.v1.ChangeResponse
+	20, // 35: spikeha.peer.v1.Peer.Admit:output_type -> spikeha.peer.v1.AdmitResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_cluster_internal_peerpb_peer_proto_init() }
@@ -1349,8 +1939,8 @@ func file_cluster_internal_peerpb_peer_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_internal_peerpb_peer_proto_rawDesc), len(file_cluster_internal_peerpb_peer_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   14,
+			NumEnums:      9,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

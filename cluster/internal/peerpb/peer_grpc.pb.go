@@ -30,6 +30,8 @@ const (
 	Peer_Term_FullMethodName      = "/spikeha.peer.v1.Peer/Term"
 	Peer_Form_FullMethodName      = "/spikeha.peer.v1.Peer/Form"
 	Peer_Call_FullMethodName      = "/spikeha.peer.v1.Peer/Call"
+	Peer_Change_FullMethodName    = "/spikeha.peer.v1.Peer/Change"
+	Peer_Admit_FullMethodName     = "/spikeha.peer.v1.Peer/Admit"
 )
 
 // PeerClient is the client API for Peer service.
@@ -46,6 +48,11 @@ type PeerClient interface {
 	Form(ctx context.Context, in *FormRequest, opts ...grpc.CallOption) (*FormResponse, error)
 	// Call carries an opaque request of the layers above.
 	Call(ctx context.Context, in *CallRequest, opts ...grpc.CallOption) (*CallResponse, error)
+	// Change changes who is a member; only the leader does it, it never forwards.
+	Change(ctx context.Context, in *ChangeRequest, opts ...grpc.CallOption) (*ChangeResponse, error)
+	// Admit tells a peer how it stands in the cluster. It is the one method that
+	// may be called by peers that are no members.
+	Admit(ctx context.Context, in *AdmitRequest, opts ...grpc.CallOption) (*AdmitResponse, error)
 }
 
 type peerClient struct {
@@ -106,6 +113,26 @@ func (c *peerClient) Call(ctx context.Context, in *CallRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *peerClient) Change(ctx context.Context, in *ChangeRequest, opts ...grpc.CallOption) (*ChangeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeResponse)
+	err := c.cc.Invoke(ctx, Peer_Change_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerClient) Admit(ctx context.Context, in *AdmitRequest, opts ...grpc.CallOption) (*AdmitResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdmitResponse)
+	err := c.cc.Invoke(ctx, Peer_Admit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServer is the server API for Peer service.
 // All implementations must embed UnimplementedPeerServer
 // for forward compatibility.
@@ -120,6 +147,11 @@ type PeerServer interface {
 	Form(context.Context, *FormRequest) (*FormResponse, error)
 	// Call carries an opaque request of the layers above.
 	Call(context.Context, *CallRequest) (*CallResponse, error)
+	// Change changes who is a member; only the leader does it, it never forwards.
+	Change(context.Context, *ChangeRequest) (*ChangeResponse, error)
+	// Admit tells a peer how it stands in the cluster. It is the one method that
+	// may be called by peers that are no members.
+	Admit(context.Context, *AdmitRequest) (*AdmitResponse, error)
 	mustEmbedUnimplementedPeerServer()
 }
 
@@ -144,6 +176,12 @@ func (UnimplementedPeerServer) Form(context.Context, *FormRequest) (*FormRespons
 }
 func (UnimplementedPeerServer) Call(context.Context, *CallRequest) (*CallResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Call not implemented")
+}
+func (UnimplementedPeerServer) Change(context.Context, *ChangeRequest) (*ChangeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Change not implemented")
+}
+func (UnimplementedPeerServer) Admit(context.Context, *AdmitRequest) (*AdmitResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Admit not implemented")
 }
 func (UnimplementedPeerServer) mustEmbedUnimplementedPeerServer() {}
 func (UnimplementedPeerServer) testEmbeddedByValue()              {}
@@ -256,6 +294,42 @@ func _Peer_Call_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peer_Change_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).Change(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_Change_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).Change(ctx, req.(*ChangeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Peer_Admit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdmitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).Admit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_Admit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).Admit(ctx, req.(*AdmitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peer_ServiceDesc is the grpc.ServiceDesc for Peer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -282,6 +356,14 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Call",
 			Handler:    _Peer_Call_Handler,
+		},
+		{
+			MethodName: "Change",
+			Handler:    _Peer_Change_Handler,
+		},
+		{
+			MethodName: "Admit",
+			Handler:    _Peer_Admit_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
