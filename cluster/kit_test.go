@@ -296,6 +296,7 @@ type testCluster struct {
 	nodes map[string]*Node
 	sms   map[string]*journal
 	lns   map[string]net.Listener
+	joins map[string]string // addresses of peers that join
 }
 
 var fast = Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 75 * time.Millisecond}
@@ -303,7 +304,7 @@ var fast = Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millis
 func newTestCluster(t testing.TB, ids ...string) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, ca: newAuthority(t), net: newNetwork(), dir: t.TempDir(),
-		nodes: map[string]*Node{}, sms: map[string]*journal{}, lns: map[string]net.Listener{}}
+		nodes: map[string]*Node{}, sms: map[string]*journal{}, lns: map[string]net.Listener{}, joins: map[string]string{}}
 	for _, id := range ids {
 		ln := listen(t, "127.0.0.1:0")
 		c.lns[id] = ln
@@ -332,11 +333,7 @@ func (c *testCluster) config(id string) Config {
 	ln := c.lns[id]
 	delete(c.lns, id)
 	if ln == nil {
-		for _, p := range c.peers {
-			if p.ID == id {
-				ln = listen(c.t, p.Address)
-			}
-		}
+		ln = listen(c.t, c.address(id))
 	}
 	sm := &journal{}
 	c.sms[id] = sm
@@ -345,10 +342,22 @@ func (c *testCluster) config(id string) Config {
 		Security: c.ca.identity(c.t, id), StateMachine: sm, Timing: fast, Dial: c.net.dialer(id),
 		Logger: testLogger(id),
 	}
+	if c.joins[id] != "" {
+		cfg.Peers, cfg.Join = nil, c.peers
+	}
 	if c.tune != nil {
 		c.tune(id, &cfg)
 	}
 	return cfg
+}
+
+func (c *testCluster) address(id string) string {
+	for _, p := range c.peers {
+		if p.ID == id {
+			return p.Address
+		}
+	}
+	return c.joins[id]
 }
 
 func testLogger(id string) *slog.Logger {
