@@ -82,6 +82,17 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	routes[client.RouteInit] = post(s, func(ctx context.Context, r store.Request, q client.InitRequest) (struct{}, error) {
 		return struct{}{}, st.Initialise(ctx, r, q.Shares, q.Threshold)
 	})
+	routes[client.RouteMemberAdd] = post(s, func(ctx context.Context, r store.Request, q client.AddMemberRequest) (struct{}, error) {
+		return struct{}{}, st.ChangeMembers(ctx, r, store.MemberChange{Kind: store.AddMember, ID: q.ID, Address: q.Address})
+	})
+	for route, kind := range map[string]store.MemberChangeKind{
+		client.RouteMemberPromote: store.PromoteMember, client.RouteMemberDemote: store.DemoteMember,
+		client.RouteMemberRemove: store.RemoveMember, client.RouteMemberTransfer: store.TransferLeadership,
+	} {
+		routes[route] = post(s, func(ctx context.Context, r store.Request, q client.MemberRequest) (struct{}, error) {
+			return struct{}{}, st.ChangeMembers(ctx, r, store.MemberChange{Kind: kind, ID: q.ID})
+		})
+	}
 	routes[client.RouteStatus] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
 		if err := st.Inspect(ctx, r); err != nil {
 			return 0, nil, err

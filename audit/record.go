@@ -44,7 +44,7 @@ type Record struct {
 	Result   string    `json:"result,omitempty"`  // outcome: "ok" or an error code
 	Version  uint64    `json:"version,omitempty"` // outcome of a write: the version
 	Index    uint64    `json:"index,omitempty"`   // Raft index: of the view decided on, or of the change
-	Detail   string    `json:"detail,omitempty"`  // of the log's own records
+	Detail   string    `json:"detail,omitempty"`  // of the log's own records; which member was changed
 	Format   int       `json:"format,omitempty"`  // in OpFile records
 	Prev     string    `json:"prev"`              // hex SHA-256 of the previous line, without its newline
 }

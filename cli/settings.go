@@ -12,7 +12,7 @@ import (
 )
 
 func clusterCommand() *cli.Command {
-	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole", Subcommands: []*cli.Command{
+	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole: its members and settings (changes take the role superuser)", Subcommands: append(memberCommands(), []*cli.Command{
 		{Name: "settings", Usage: "what holds for all peers", Subcommands: []*cli.Command{
 			{Name: "get", Usage: "show the settings", ArgsUsage: "", Action: with(getSettings)},
 			{Name: "set", Usage: "change settings, as superuser", ArgsUsage: "NAME=VALUE...",
@@ -24,7 +24,7 @@ wire_recovery      on or off: recovery shares in the clear on the SPIKE wire
 index_reads        on or off: reads that are at least as new as a token instead of linearizable`,
 				Action: with(setSettings)},
 		}},
-	}}
+	}...)}
 }
 
 func getSettings(c *cli.Context, dial dialer) error {

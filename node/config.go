@@ -47,6 +47,9 @@ type Config struct {
 	// Peers are the peers of the first bootstrap, this one included, the same on
 	// each: id=host:port of the peer link, comma-separated.
 	Peers string `yaml:"peers"`
+	// Join are some peers of a cluster that this one joins instead of forming one,
+	// written like Peers. An operator adds it with 'spikectl cluster join'.
+	Join string `yaml:"join"`
 	// Keepers are name=https://host:port, comma-separated. Bare URLs, as SPIKE
 	// writes them, are called keeper-1, keeper-2, … in their order.
 	Keepers string `yaml:"keepers"`
@@ -114,6 +117,7 @@ var Settings = []Setting{
 	{"listen", []string{"SPIKE_NEXUS_TLS_PORT"}, "address of the API", func(c *Config) any { return &c.Listen }},
 	{"peer-listen", []string{"SPIKE_NEXUS_PEER_LISTEN"}, "address of the link between peers", func(c *Config) any { return &c.PeerListen }},
 	{"peers", []string{"SPIKE_NEXUS_PEERS"}, "all peers of the first bootstrap: id=host:port,…", func(c *Config) any { return &c.Peers }},
+	{"join", []string{"SPIKE_NEXUS_JOIN"}, "some peers of a formed cluster, to join it instead of forming one: id=host:port,…", func(c *Config) any { return &c.Join }},
 	{"keepers", []string{"SPIKE_KEEPERS", "SPIKE_NEXUS_KEEPER_PEERS"}, "Keepers: name=https://host:port,…", func(c *Config) any { return &c.Keepers }},
 	{"keeper-interval", []string{"SPIKE_NEXUS_KEEPER_UPDATE_INTERVAL"}, "time between refills of the Keepers", func(c *Config) any { return &c.KeeperInterval }},
 	{"metrics-listen", []string{"SPIKE_NEXUS_METRICS_LISTEN"}, "address of metrics and probes (plain HTTP, no data); off when empty", func(c *Config) any { return &c.MetricsListen }},
@@ -254,6 +258,9 @@ func (c *Config) Validate() error {
 	if _, err := c.peers(); err != nil {
 		return err
 	}
+	if _, err := peerList(c.Join); err != nil {
+		return err
+	}
 	if _, err := c.keepers(); err != nil {
 		return err
 	}
@@ -278,11 +285,18 @@ func (c *Config) auditDir() string {
 }
 
 func (c *Config) peers() ([]cluster.Peer, error) {
-	if c.Peers == "" {
-		return nil, errors.New("no peers: set --peers id=host:port,… (this one included, the same on each)")
+	if c.Peers == "" && c.Join == "" {
+		return nil, errors.New("no peers: set --peers id=host:port,… (this one included, the same on each), or --join to join a cluster")
+	}
+	return peerList(c.Peers)
+}
+
+func peerList(text string) ([]cluster.Peer, error) {
+	if text == "" {
+		return nil, nil
 	}
 	var list []cluster.Peer
-	for _, item := range strings.Split(c.Peers, ",") {
+	for _, item := range strings.Split(text, ",") {
 		id, address, ok := strings.Cut(strings.TrimSpace(item), "=")
 		if !ok || id == "" || address == "" {
 			return nil, fmt.Errorf("peer %q is not written id=host:port", item)

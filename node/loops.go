@@ -158,6 +158,11 @@ func (n *Node) setSealReason(reason string) (changed bool) {
 
 // unseal returns nil when this peer has the keys that the state asks for.
 func (n *Node) unseal() error {
+	if n.cluster.Status().State == cluster.Removed {
+		n.seal.Lock()
+		n.store.Close()
+		return cluster.ErrRemoved
+	}
 	ctx, cancel := n.step()
 	defer cancel()
 	st, err := ledger{n}.State(ctx)
@@ -319,6 +324,9 @@ func (n *Node) anchor(ctx context.Context) (uint64, error) {
 func (n *Node) handing() {
 	var since time.Time
 	for n.sleep(time.Second) {
+		if n.cluster.Status().State == cluster.Removed && !n.store.Sealed() {
+			n.poke() // it gives up its keys
+		}
 		view := n.machine.View()
 		if !n.leads() || !n.seal.Sealed() || view.Seal().Sealed || view.Seal().Committed == nil {
 			since = time.Time{}

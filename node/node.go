@@ -144,6 +144,10 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 	if err != nil {
 		return err
 	}
+	join, err := peerList(n.cfg.Join)
+	if err != nil {
+		return err
+	}
 	listener := n.cfg.PeerListener
 	if listener == nil {
 		if listener, err = net.Listen("tcp", listenAddress(n.cfg.PeerListen)); err != nil {
@@ -151,7 +155,8 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 		}
 	}
 	n.cluster, err = cluster.Start(ctx, cluster.Config{
-		ID: n.cfg.ID, Dir: n.cfg.DataDir + "/raft", Listener: listener, Peers: list,
+		ID: n.cfg.ID, Dir: n.cfg.DataDir + "/raft", Listener: listener, Peers: list, Join: join,
+		Levels:   func() (knows, uses uint32) { return fsm.Level, n.machine.View().Level() },
 		Security: security, StateMachine: machine{n.machine}, Logger: n.log.With("part", "cluster"),
 		Timing:        cluster.Timing{Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Heartbeat, Lease: n.cfg.Heartbeat / 2},
 		SnapshotBytes: n.cfg.SnapshotBytes,

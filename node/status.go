@@ -19,8 +19,9 @@ const rpcStatus = "node.status"
 func (n *Node) Health() client.Health {
 	status := n.cluster.Status()
 	view := n.machine.View()
-	return client.Health{Peer: n.cfg.ID, Formed: status.Formed && view.Founded(), Initialised: view.Seal().Committed != nil,
-		Sealed: n.store.Sealed(), Leader: status.State == cluster.Leads, LeaderKnown: status.Leader != "", Version: Version}
+	removed := status.State == cluster.Removed
+	return client.Health{Peer: n.cfg.ID, Removed: removed, Formed: status.Formed && view.Founded(), Initialised: view.Seal().Committed != nil,
+		Sealed: n.store.Sealed() || removed, Leader: status.State == cluster.Leads, LeaderKnown: status.Leader != "", Version: Version}
 }
 
 // Status gathers what all peers and Keepers say. Those that do not answer in a
@@ -63,7 +64,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	for _, p := range out.Peers {
 		if p.Voter {
 			voters++
-			if p.Reachable && p.State != string(cluster.Forming) && p.State != string(cluster.Stopped) {
+			if p.Reachable && p.State != string(cluster.Forming) && p.State != string(cluster.Stopped) && p.State != string(cluster.Removed) {
 				alive++
 			}
 		}

@@ -30,6 +30,7 @@ type world struct {
 	keys    *fakeKeys
 	audit   *fakeAudit
 	shares  []store.RecoveryShare // what the operator door gives out
+	changes []store.MemberChange  // what it was asked for
 }
 
 // operator always succeeds.
@@ -43,6 +44,11 @@ func (o operator) RecoveryShares(context.Context) ([]store.RecoveryShare, error)
 
 func (operator) Restore(context.Context, store.RecoveryShare) (store.RestoreProgress, error) {
 	return store.RestoreProgress{}, nil
+}
+
+func (o operator) ChangeMembers(_ context.Context, c store.MemberChange) error {
+	o.w.changes = append(o.w.changes, c)
+	return nil
 }
 
 func newWorld(t *testing.T) *world {

@@ -86,6 +86,29 @@ func (s *Store) Restore(ctx context.Context, r Request, share RecoveryShare) (pr
 	return progress, err
 }
 
+// ChangeMembers changes who belongs to the cluster. It needs no keys.
+func (s *Store) ChangeMembers(ctx context.Context, r Request, change MemberChange) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	detail := ""
+	if change.ID != "" && len(change.ID) <= maxMemberID { // a record's size must not be the caller's choice
+		detail = "member " + change.ID
+	}
+	return s.operateOn(ctx, r, "cluster.members."+string(change.Kind), detail, func() error {
+		switch {
+		case change.ID == "" && change.Kind != TransferLeadership:
+			return secret.Invalid("id", "name the peer")
+		case len(change.ID) > maxMemberID:
+			return secret.Invalid("id", "longer than a peer's id can be")
+		case change.Address == "" && change.Kind == AddMember:
+			return secret.Invalid("address", "give the host:port of the peer link")
+		}
+		return s.cfg.Operator.ChangeMembers(ctx, change)
+	}, secret.RoleSuperuser)
+}
+
+const maxMemberID = 64
+
 // Inspect authorises and audits looking at the state of the cluster. Needed
 // most when things are broken, it asks no other peer and no keys.
 func (s *Store) Inspect(ctx context.Context, r Request) error {
@@ -117,14 +140,19 @@ func (s *Store) RefusePolicy(ctx context.Context, r Request, name string, invali
 }
 
 // only lets the roles pass; no policy can grant what it guards (SPIKE ADR-0029).
-func (s *Store) only(_ context.Context, r Request, op string, change bool, roles ...secret.Role) error {
+func (s *Store) only(ctx context.Context, r Request, op string, change bool, roles ...secret.Role) error {
+	return s.onlyOn(ctx, r, op, "", change, roles...)
+}
+
+// onlyOn is only, with a word on what it is about in the record.
+func (s *Store) onlyOn(_ context.Context, r Request, op, detail string, change bool, roles ...secret.Role) error {
 	for _, role := range roles {
 		if r.Caller.Role == role {
 			phase := audit.PhaseDecision
 			if change {
 				phase = audit.PhaseIntent
 			}
-			return s.record(r, audit.Record{Op: op, Phase: phase, Decision: audit.Allow, By: "role " + string(role), Index: s.Index()}, change)
+			return s.record(r, audit.Record{Op: op, Phase: phase, Decision: audit.Allow, By: "role " + string(role), Detail: detail, Index: s.Index()}, change)
 		}
 	}
 	return s.deny(r, op, "", nil)
@@ -132,11 +160,15 @@ func (s *Store) only(_ context.Context, r Request, op string, change bool, roles
 
 // operate runs an operator's change between intent and outcome.
 func (s *Store) operate(ctx context.Context, r Request, op string, act func() error, roles ...secret.Role) error {
-	if err := s.only(ctx, r, op, true, roles...); err != nil {
+	return s.operateOn(ctx, r, op, "", act, roles...)
+}
+
+func (s *Store) operateOn(ctx context.Context, r Request, op, detail string, act func() error, roles ...secret.Role) error {
+	if err := s.onlyOn(ctx, r, op, detail, true, roles...); err != nil {
 		return err
 	}
 	err := act()
-	outcome := audit.Record{Op: op, Phase: audit.PhaseOutcome, Decision: audit.Allow, Result: "ok", Index: s.Index()}
+	outcome := audit.Record{Op: op, Phase: audit.PhaseOutcome, Decision: audit.Allow, Result: "ok", Detail: detail, Index: s.Index()}
 	if err != nil {
 		outcome.Decision, outcome.Result = audit.Refuse, string(secret.CodeOf(err))
 	}

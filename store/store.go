@@ -64,7 +64,30 @@ type Operator interface {
 	RecoveryShares(ctx context.Context) ([]RecoveryShare, error)
 	// Restore takes one recovery share; a wrong one is CodeInvalid and spoils nothing.
 	Restore(ctx context.Context, share RecoveryShare) (RestoreProgress, error)
+	// ChangeMembers changes who belongs to the cluster. CodeConflict when the
+	// cluster refuses the change as it is now, CodeNotFound when there is no such
+	// member; an error other than CodeUnknown means that nothing was changed.
+	ChangeMembers(ctx context.Context, change MemberChange) error
 }
+
+// MemberChange is a change of the cluster's members.
+type MemberChange struct {
+	Kind    MemberChangeKind
+	ID      string // of the peer; with TransferLeadership may be empty: any voter
+	Address string // of its peer link, with AddMember
+}
+
+// MemberChangeKind is what is changed.
+type MemberChangeKind string
+
+// The kinds. A member is added as a learner, which has no vote.
+const (
+	AddMember          MemberChangeKind = "add"
+	PromoteMember      MemberChangeKind = "promote"
+	DemoteMember       MemberChangeKind = "demote"
+	RemoveMember       MemberChangeKind = "remove"
+	TransferLeadership MemberChangeKind = "transfer"
+)
 
 // RecoveryShare is one share of the root key. Wipe it after use.
 type RecoveryShare struct {

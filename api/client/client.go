@@ -246,6 +246,39 @@ func (c *Client) Init(ctx context.Context, shares, threshold int) error {
 	return err
 }
 
+// AddMember lets the peer id, whose peer port is at address, join as a learner.
+// Adding, promoting and demoting again is no error. CodeConflict: the cluster
+// refuses it as things are, and says why; nothing was changed.
+func (c *Client) AddMember(ctx context.Context, id, address string) error {
+	_, err := read[struct{}](ctx, c, RouteMemberAdd, AddMemberRequest{id, address})
+	return err
+}
+
+// PromoteMember gives a learner that has caught up a vote.
+func (c *Client) PromoteMember(ctx context.Context, id string) error {
+	_, err := read[struct{}](ctx, c, RouteMemberPromote, MemberRequest{id})
+	return err
+}
+
+// DemoteMember takes a voter's vote.
+func (c *Client) DemoteMember(ctx context.Context, id string) error {
+	_, err := read[struct{}](ctx, c, RouteMemberDemote, MemberRequest{id})
+	return err
+}
+
+// RemoveMember takes a member out of the cluster. An attempt that was made
+// after one whose answer was lost may find no such member.
+func (c *Client) RemoveMember(ctx context.Context, id string) error {
+	_, err := read[struct{}](ctx, c, RouteMemberRemove, MemberRequest{id})
+	return err
+}
+
+// TransferLeadership has the voter id lead, any when it is empty.
+func (c *Client) TransferLeadership(ctx context.Context, id string) error {
+	_, err := read[struct{}](ctx, c, RouteMemberTransfer, MemberRequest{id})
+	return err
+}
+
 // Status describes the cluster as the peer that answers sees it.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var status Status

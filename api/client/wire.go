@@ -60,6 +60,11 @@ const (
 	RouteSettingsPut    = "/v1/sys/settings/put"
 	RouteHealth         = "/v1/sys/health" // GET
 	RouteStatus         = "/v1/sys/status" // GET
+	RouteMemberAdd      = "/v1/sys/members/add"
+	RouteMemberPromote  = "/v1/sys/members/promote"
+	RouteMemberDemote   = "/v1/sys/members/demote"
+	RouteMemberRemove   = "/v1/sys/members/remove"
+	RouteMemberTransfer = "/v1/sys/members/transfer"
 )
 
 // Routes of the SPIKE protocol; the operation is the query parameter "action".
@@ -225,6 +230,17 @@ type SettingsRequest struct {
 	IndexReads      *bool   `json:"indexReads,omitempty"`
 }
 
+// MemberRequest names a member, or in a transfer the next leader ("": any voter).
+type MemberRequest struct {
+	ID string `json:"id"`
+}
+
+// AddMemberRequest names a peer that is to join, and its peer port.
+type AddMemberRequest struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+}
+
 // Health is what one peer says of itself, to any trusted identity.
 type Health struct {
 	Peer        string `json:"peer"`
@@ -232,7 +248,8 @@ type Health struct {
 	Initialised bool   `json:"initialised"` // it has a root key
 	Sealed      bool   `json:"sealed"`      // this peer has no keys
 	Leader      bool   `json:"leader"`
-	LeaderKnown bool   `json:"leaderKnown"` // there is one, this peer or another
+	LeaderKnown bool   `json:"leaderKnown"`       // there is one, this peer or another
+	Removed     bool   `json:"removed,omitempty"` // it is no member any more
 	Version     string `json:"version"`
 }
 

@@ -102,22 +102,7 @@ func New(t testing.TB, o Options) *Cluster {
 		all = append(all, fmt.Sprintf("nexus-%d=%s", i+1, pair[1].Addr()))
 	}
 	for i := range o.Peers {
-		cfg := node.Default()
-		cfg.ID = fmt.Sprintf("nexus-%d", i+1)
-		cfg.DataDir = filepath.Join(dir, cfg.ID)
-		cfg.TrustRoot = Domain
-		cfg.Peers = strings.Join(all, ",")
-		cfg.EndpointSocket = c.Socket("/spike/nexus/" + cfg.ID)
-		cfg.APIListener, cfg.PeerListener = listeners[i][0], listeners[i][1]
-		var keepers []string
-		for _, k := range c.keepers {
-			keepers = append(keepers, k.name+"=https://"+k.address)
-		}
-		cfg.Keepers = strings.Join(keepers, ",")
-		if o.Configure != nil {
-			o.Configure(i, &cfg)
-		}
-		c.peers = append(c.peers, &peer{cfg: cfg, api: listeners[i][0].Addr().String(), rpc: listeners[i][1].Addr().String()})
+		c.place(listeners[i], func(cfg *node.Config) { cfg.Peers = strings.Join(all, ",") })
 	}
 	for i := range c.peers {
 		c.Start(i)
@@ -134,6 +119,41 @@ func New(t testing.TB, o Options) *Cluster {
 		}
 	})
 	return c
+}
+
+// place makes a place for the next peer, which is not started yet.
+func (c *Cluster) place(listeners [2]net.Listener, list func(*node.Config)) {
+	i := len(c.peers)
+	cfg := node.Default()
+	cfg.ID = fmt.Sprintf("nexus-%d", i+1)
+	cfg.DataDir = filepath.Join(c.Dir, cfg.ID)
+	cfg.TrustRoot = Domain
+	cfg.EndpointSocket = c.Socket("/spike/nexus/" + cfg.ID)
+	cfg.APIListener, cfg.PeerListener = listeners[0], listeners[1]
+	var keepers []string
+	for _, k := range c.keepers {
+		keepers = append(keepers, k.name+"=https://"+k.address)
+	}
+	cfg.Keepers = strings.Join(keepers, ",")
+	list(&cfg)
+	if c.options.Configure != nil {
+		c.options.Configure(i, &cfg)
+	}
+	c.peers = append(c.peers, &peer{cfg: cfg, api: listeners[0].Addr().String(), rpc: listeners[1].Addr().String()})
+}
+
+// Join starts one more peer, that wants to join the cluster, and returns its
+// number, its id and the address of its peer link. It waits to be added.
+func (c *Cluster) Join() (i int, id, address string) {
+	c.T.Helper()
+	i = len(c.peers)
+	var present []string
+	for _, p := range c.peers {
+		present = append(present, p.cfg.ID+"="+p.rpc)
+	}
+	c.place([2]net.Listener{Listen(c.T, "127.0.0.1:0"), Listen(c.T, "127.0.0.1:0")}, func(cfg *node.Config) { cfg.Join = strings.Join(present, ",") })
+	c.Start(i)
+	return i, c.peers[i].cfg.ID, c.peers[i].rpc
 }
 
 // Booted starts a cluster, gives it its root key and waits until all serve.

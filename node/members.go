@@ -1,0 +1,46 @@
+package node
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spike-ha/spike-ha/cluster"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/store"
+)
+
+// ChangeMembers has the leader change who belongs to the cluster.
+func (o operator) ChangeMembers(ctx context.Context, change store.MemberChange) error {
+	c := o.n.cluster
+	switch change.Kind {
+	case store.AddMember:
+		return memberError(change.ID, c.AddLearner(ctx, change.ID, change.Address))
+	case store.PromoteMember:
+		return memberError(change.ID, c.Promote(ctx, change.ID))
+	case store.DemoteMember:
+		return memberError(change.ID, c.Demote(ctx, change.ID))
+	case store.RemoveMember:
+		return memberError(change.ID, c.Remove(ctx, change.ID))
+	case store.TransferLeadership:
+		return memberError(change.ID, c.Transfer(ctx, change.ID))
+	}
+	return secret.Invalid("change", "there is no such change of the members")
+}
+
+// memberError: what the cluster refuses as things are is a conflict, which no
+// client repeats by itself; all else is as for any change of the log.
+func memberError(id string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, cluster.ErrUnknownOutcome):
+		return &secret.Error{Code: secret.CodeUnknown, Subject: "members", Message: "the outcome is unknown: the members may or may not have been changed; look at 'spikectl cluster members'", Cause: err}
+	case errors.Is(err, cluster.ErrInvalidChange):
+		return &secret.Error{Code: secret.CodeInvalid, Subject: "members", Message: err.Error(), Cause: err}
+	case errors.Is(err, cluster.ErrUnknownPeer):
+		return &secret.Error{Code: secret.CodeNotFound, Subject: id, Message: "the cluster has no such member, or for a transfer no such other voter", Cause: err}
+	case errors.Is(err, cluster.ErrNotCaughtUp), errors.Is(err, cluster.ErrQuorumAtRisk), errors.Is(err, cluster.ErrChangeUnderWay), errors.Is(err, cluster.ErrMember):
+		return &secret.Error{Code: secret.CodeConflict, Subject: "members", Message: err.Error(), Cause: err}
+	}
+	return logError(err)
+}
