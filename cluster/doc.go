@@ -23,7 +23,8 @@
 //   - A peer whose log, snapshot or state machine cannot be trusted stops: Done
 //     is closed and Err says why. It does not vote or acknowledge meanwhile.
 //   - A peer without data takes no part unless the cluster is being formed for
-//     the first time, or (later) it joins.
+//     the first time, or an operator added it: then it comes in as a learner. A
+//     voter that lost its data stays out until it was removed.
 //
 // # The parts
 //
@@ -35,7 +36,9 @@
 //
 // transport.go replaces the library's heartbeat handler; see there for why.
 // store.go keeps the log and checks every entry it reads. machine.go feeds the
-// state machine. form.go forms the cluster once. queue.go gathers proposals
+// state machine. form.go forms the cluster once, join.go brings later peers in
+// and finds out when this one was removed, membership.go and members.go change
+// who belongs to the cluster, on whoever leads. queue.go gathers proposals
 // into entries, read.go runs read-index rounds, node.go joins all of it and
 // stops it in order.
 //

@@ -226,10 +226,6 @@ func (s service) Admit(ctx context.Context, req *peerpb.AdmitRequest) (*peerpb.A
 		}
 		return resp, nil
 	}
-	if !n.members.TryLock() {
-		return &peerpb.AdmitResponse{}, nil
-	}
-	defer n.members.Unlock()
 	if _, err := n.reads.round.do(ctx); err != nil {
 		return &peerpb.AdmitResponse{}, nil
 	}
@@ -250,6 +246,12 @@ func (s service) Admit(ctx context.Context, req *peerpb.AdmitRequest) (*peerpb.A
 	case server.Suffrage == raft.Voter:
 		resp.Verdict = peerpb.AdmitResponse_VERDICT_VOTER
 	default:
+		// Only once that is committed: a demotion that is not yet may be lost, and
+		// with it the peer a voter, that must not come in without its data.
+		at, err := n.configurationIndex(r)
+		if err != nil || at > r.CommitIndex() {
+			return &peerpb.AdmitResponse{}, nil
+		}
 		resp.Verdict = peerpb.AdmitResponse_VERDICT_LEARNER
 	}
 	return resp, nil

@@ -307,6 +307,65 @@ func TestWipedVoterRejoinsAsLearner(t *testing.T) {
 	}
 }
 
+// A voter comes back elsewhere: the others are still configured with the place
+// where it was, and the log knows better.
+func TestMemberThatMoved(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	l := c.leaderIs("n1")
+	c.propose(l, "a")
+	c.stop("n3")
+	must(t, os.RemoveAll(filepath.Join(c.dir, "n3")))
+	must(t, l.Remove(short(t), "n3"))
+	before := c.peers
+	address := c.joiner("n3")
+	c.peers = c.peers[:2]
+	must(t, l.AddLearner(short(t), "n3", address))
+	c.start("n3")
+	c.same()
+	c.promoted(l, "n3")
+	c.stop("n2")
+	c.propose(l, "by n1 and n3") // which is a quorum only if they find each other
+	c.stop("n1")
+	c.peers = before
+	c.start("n1")
+	c.propose(c.leader(), "after a restart")
+	c.same()
+}
+
+// While a peer was away all others were replaced: it knows none of those that
+// call it, and believes them all the same.
+func TestAwayWhileAllOthersWereReplaced(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	l := c.leader()
+	c.propose(l, "a")
+	c.same()
+	c.stop("n3")
+	for _, id := range []string{"m1", "m2"} {
+		eventually(t, id+" is added", func() bool {
+			return c.leader().AddLearner(short(t), id, c.joiner(id)) == nil
+		})
+		c.start(id)
+		c.same()
+		c.promoted(c.nodes["n1"], id)
+	}
+	for _, id := range []string{"n1", "n2"} {
+		must(t, c.nodes["m1"].Remove(short(t), id))
+		c.stop(id)
+	}
+	c.propose(c.nodes["m2"], "without those it knew")
+	c.start("n3")
+	c.same()
+	if _, err := c.nodes["n3"].WaitRead(short(t)); err != nil {
+		t.Error(err)
+	}
+	c.stop("m2") // n3's vote and disk count
+	c.propose(c.nodes["n3"], "b")
+}
+
 // Of two changes at once one is made, or both one after the other; never one
 // on a configuration that was not looked at.
 func TestConcurrentChanges(t *testing.T) {
