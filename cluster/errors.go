@@ -48,7 +48,7 @@ var (
 	ErrLostData = errors.New("the Raft data is gone; wipe the data directory and join this peer again")
 	// ErrWiped: this peer is empty, but the others have formed the cluster with
 	// it: it lost its data. An operator removes it and adds it again, as a learner.
-	ErrWiped = errors.New("this peer lost its data: the others have formed the cluster already, and this peer is one of its voters; remove it, then add it again")
+	ErrWiped = errors.New("this peer lost its data: the others have formed the cluster already; it must join again")
 	// ErrDiskHangs: a write to the Raft log did not come back in Timing.Disk.
 	ErrDiskHangs = errors.New("the disk of the Raft log hangs; this peer stops so that another can lead: look at the disk, then start it again")
 	// ErrPeersDiffer: two peers were configured with different lists of peers.
