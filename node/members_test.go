@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -119,4 +120,42 @@ func TestLifeOfAMember(t *testing.T) {
 			t.Errorf("no record %q; there are %v", want, found)
 		}
 	}
+}
+
+// A voter that lost its disk, audit log included, stays out until it is removed
+// and added; then it serves and votes again.
+func TestWipedPeerComesBack(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	ctx := context.Background()
+	wiped := (c.Leader() + 1) % 3
+	other := (wiped + 1) % 3
+	su := c.Client(nodetest.Role("superuser"), other)
+	if _, err := su.Put(ctx, "a/b", map[string]string{"k": "v"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	status, err := su.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, address := status.Peers[wiped].ID, status.Peers[wiped].Address
+	c.Stop(wiped)
+	if err := os.RemoveAll(c.DataDir(wiped)); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(wiped)
+	if err := su.AddMember(ctx, id, address); secret.CodeOf(err) != secret.CodeConflict {
+		t.Fatalf("added while it is a voter: %v", err)
+	}
+	if err := su.RemoveMember(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := su.AddMember(ctx, id, address); err != nil {
+		t.Fatal(err)
+	}
+	c.Ready()
+	if values, _, err := c.Client(nodetest.Role("superuser"), wiped).Get(ctx, "a/b", 0); err != nil || values["k"] != "v" {
+		t.Fatal(values, err)
+	}
+	nodetest.Eventually(t, "it votes again", func() error { return su.PromoteMember(ctx, id) })
 }
