@@ -453,11 +453,24 @@ func (c *testCluster) propose(n *Node, s string) Result {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	r, err := n.Propose(ctx, []byte(s))
-	if err != nil {
-		c.t.Fatalf("propose %q at %s: %v", s, n.cfg.ID, err)
+	for {
+		r, err := n.Propose(ctx, []byte(s))
+		if err == nil {
+			return r
+		}
+		// On a busy machine a leader may lose a lease as short as the tests'. Then
+		// what became of the proposal is read, as a client would.
+		if !errors.Is(err, ErrUnknownOutcome) {
+			c.t.Fatalf("propose %.40q at %s: %v", s, n.cfg.ID, err)
+		}
+		index, err := n.WaitRead(ctx)
+		if err != nil {
+			c.t.Fatalf("propose %.40q at %s: its outcome is unknown, and %v", s, n.cfg.ID, err)
+		}
+		if n.cfg.StateMachine.(*journal).has(s) {
+			return Result{Index: index}
+		}
 	}
-	return r
 }
 
 // same waits until all nodes have applied the same, and returns it.
