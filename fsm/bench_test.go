@@ -56,7 +56,7 @@ func BenchmarkApply(b *testing.B) {
 			}
 			var entries [][][]byte
 			for n := 0; n < b.N; n += per {
-				entries = append(entries, entryOfPuts(b, index+1, c.first+uint64(n), per))
+				entries = append(entries, entryOfPuts(b, index+1+uint64(n/per), c.first+uint64(n), per))
 			}
 			measureApply(b, m, index, entries)
 		})
