@@ -82,7 +82,7 @@ func healthStatus(h client.Health, rawQuery string) (int, error) {
 		return status, nil
 	}
 	switch {
-	case !h.Formed || !h.Initialised:
+	case !h.Formed || h.Current && !h.Initialised: // a peer that has just started may not know yet that it has a key
 		return pick(http.StatusNotImplemented, "uninitcode")
 	case h.Sealed:
 		return pick(http.StatusServiceUnavailable, "sealedcode")

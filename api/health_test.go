@@ -10,17 +10,17 @@ import (
 
 func TestHealthStatus(t *testing.T) {
 	t.Parallel()
-	fresh := client.Health{Formed: true}
-	sealed := client.Health{Formed: true, Initialised: true, Sealed: true, LeaderKnown: true}
-	leads := client.Health{Formed: true, Initialised: true, Leader: true, LeaderKnown: true}
-	follows := client.Health{Formed: true, Initialised: true, LeaderKnown: true}
-	lost := client.Health{Formed: true, Initialised: true}
+	fresh := client.Health{Formed: true, Current: true}
+	sealed := client.Health{Formed: true, Current: true, Initialised: true, Sealed: true, LeaderKnown: true}
+	leads := client.Health{Formed: true, Current: true, Initialised: true, Leader: true, LeaderKnown: true}
+	follows := client.Health{Formed: true, Current: true, Initialised: true, LeaderKnown: true}
+	lost := client.Health{Formed: true, Current: true, Initialised: true}
 	for _, c := range []struct {
 		health client.Health
 		query  string
 		want   int // 0: refused
 	}{
-		{client.Health{}, "", 501}, {fresh, "", 501}, {sealed, "", 503}, {leads, "", 200}, {follows, "", 473}, {lost, "", 474},
+		{client.Health{}, "", 501}, {client.Health{Formed: true, Sealed: true}, "", 503}, {fresh, "", 501}, {sealed, "", 503}, {leads, "", 200}, {follows, "", 473}, {lost, "", 474},
 		{fresh, "uninitcode=200", 200}, {sealed, "sealedcode=204&uninitcode=299", 204}, {leads, "activecode=201", 201},
 		{follows, "standbyok", 200}, {follows, "perfstandbyok=true", 200}, {follows, "standbyok=false", 473},
 		{follows, "perfstandbyok=1&activecode=299", 299}, {follows, "standbycode=429", 429},

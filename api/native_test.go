@@ -86,7 +86,7 @@ func newAlone(t *testing.T, prepare func(*api.Server)) *alone {
 	st := store.New(store.Config{Machine: fsm.New(fsm.Options{}), Keys: noKeys{}, Recorder: forgetful{}, Logger: slog.New(slog.DiscardHandler)})
 	server := api.New(api.Config{Store: st, Domains: secret.TrustDomains{Nexus: domain, Pilot: domain}, Logger: slog.New(slog.DiscardHandler),
 		Health: func() client.Health {
-			return client.Health{Peer: "alone", Formed: true, Initialised: true, Leader: true, LeaderKnown: true}
+			return client.Health{Peer: "alone", Formed: true, Current: true, Initialised: true, Leader: true, LeaderKnown: true}
 		}})
 	if prepare != nil {
 		prepare(server)

@@ -139,7 +139,7 @@ func health(p *player, status int) {
 			if err := json.NewDecoder(response.Body).Decode(&h); err != nil {
 				return err
 			}
-			want := client.Health{Peer: fmt.Sprint("nexus-", i+1), Formed: true, Initialised: status != http.StatusNotImplemented,
+			want := client.Health{Peer: fmt.Sprint("nexus-", i+1), Formed: true, Current: true, Initialised: status != http.StatusNotImplemented,
 				Sealed: status != http.StatusOK, Leader: h.Leader, LeaderKnown: true, Version: node.Version}
 			if status == http.StatusOK && !h.Leader {
 				status = 473

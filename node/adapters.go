@@ -182,7 +182,11 @@ func (l ledger) State(ctx context.Context) (seal.State, error) {
 	if _, err := l.n.cluster.WaitRead(ctx); err != nil {
 		return seal.State{}, err
 	}
-	return sealState(l.n.machine.View()), nil
+	view := l.n.machine.View()
+	if view.Founded() {
+		l.n.current.Store(true)
+	}
+	return sealState(view), nil
 }
 
 func (l ledger) Begin(ctx context.Context, set seal.ShareSet, supersedes [16]byte) error {

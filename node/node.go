@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -56,6 +57,7 @@ type Node struct {
 	apiAddress, metricsAddress string
 
 	wake      chan struct{} // pokes the unseal loop
+	current   atomic.Bool   // a majority told this peer, since it started, how things stand
 	collector *seal.Collector
 
 	auditMu    sync.Mutex // guards reconciled; held while the chain is looked through

@@ -20,7 +20,7 @@ func (n *Node) Health() client.Health {
 	status := n.cluster.Status()
 	view := n.machine.View()
 	removed := status.State == cluster.Removed
-	return client.Health{Peer: n.cfg.ID, Removed: removed, Formed: status.Formed && view.Founded(), Initialised: view.Seal().Committed != nil,
+	return client.Health{Peer: n.cfg.ID, Removed: removed, Formed: status.Formed, Current: n.current.Load(), Initialised: view.Seal().Committed != nil,
 		Sealed: n.store.Sealed() || removed, Leader: status.State == cluster.Leads, LeaderKnown: status.Leader != "", Version: Version}
 }
 

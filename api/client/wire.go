@@ -245,7 +245,8 @@ type AddMemberRequest struct {
 type Health struct {
 	Peer        string `json:"peer"`
 	Formed      bool   `json:"formed"`      // the cluster exists
-	Initialised bool   `json:"initialised"` // it has a root key
+	Current     bool   `json:"current"`     // since it started, this peer has learnt from a majority how the cluster stands
+	Initialised bool   `json:"initialised"` // it has a root key; means something when current
 	Sealed      bool   `json:"sealed"`      // this peer has no keys
 	Leader      bool   `json:"leader"`
 	LeaderKnown bool   `json:"leaderKnown"`       // there is one, this peer or another

@@ -54,8 +54,11 @@ func (s *Supervisor) bringUp(ctx context.Context) (status client.Status, err err
 	err = Poll(ctx, func() error {
 		all, err = healths(ctx, cl)
 		for _, h := range all {
-			if !h.Formed {
+			switch {
+			case !h.Formed:
 				return fmt.Errorf("%s is not part of a cluster yet", h.Peer)
+			case !h.Current:
+				return fmt.Errorf("%s has not learnt from a majority of the peers how the cluster stands", h.Peer)
 			}
 		}
 		return err
