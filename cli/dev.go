@@ -16,6 +16,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/cli/internal/devcluster"
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 func devCommand() *cli.Command {
@@ -108,7 +109,7 @@ func devStatus(c *cli.Context) error {
 			if p.PID != 0 {
 				pid = strconv.Itoa(p.PID)
 			}
-			if p.State == devcluster.Died {
+			if p.State == process.Died {
 				state += " (" + p.Detail + ")"
 			}
 			rows = append(rows, []string{p.Name, pid, state, p.Address})

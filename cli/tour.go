@@ -10,6 +10,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/cli/internal/devcluster"
+	"github.com/spike-ha/spike-ha/internal/process"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -143,7 +144,7 @@ func (t *tour) leaderReturns(ctx context.Context) (s tourStep, err error) {
 	var name string
 	var number int
 	for i := range t.peers {
-		if p := t.process(peerName(i)); p.State == devcluster.Killed {
+		if p := t.process(peerName(i)); p.State == process.Killed {
 			name, number = p.Name, i
 		}
 	}
@@ -169,7 +170,7 @@ func (t *tour) allDie(ctx context.Context) (s tourStep, err error) {
 	}
 	wait.Wait()
 	for i := range t.peers {
-		if p := t.process(peerName(i)); p.State != devcluster.Killed {
+		if p := t.process(peerName(i)); p.State != process.Killed {
 			return s, fmt.Errorf("%s was to be killed and is %s", p.Name, p.State)
 		}
 	}
@@ -194,13 +195,13 @@ func (t *tour) allDie(ctx context.Context) (s tourStep, err error) {
 
 func peerName(i int) string { return fmt.Sprintf("nexus-%d", i+1) }
 
-func (t *tour) process(name string) devcluster.Process {
+func (t *tour) process(name string) process.Info {
 	for _, p := range t.cluster.Processes() {
 		if p.Name == name {
 			return p
 		}
 	}
-	return devcluster.Process{Name: name}
+	return process.Info{Name: name}
 }
 
 // leader waits for a leader and returns its number.

@@ -112,6 +112,9 @@ func withReason(ctx context.Context, cl *client.Client, err error) error {
 	return err
 }
 
+// pollEvery is the pause between two looks.
+const pollEvery = 50 * time.Millisecond
+
 // keyPatience bounds the making of the key and the export of its shares.
 const keyPatience = 30 * time.Second
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 // The control socket speaks one JSON request and one JSON answer per
@@ -30,11 +31,11 @@ type controlRequest struct {
 }
 
 type controlAnswer struct {
-	Error      string    `json:"error,omitempty"`
-	Supervisor int       `json:"supervisor"`
-	Shape      Shape     `json:"shape"`
-	Processes  []Process `json:"processes,omitempty"`
-	Socket     string    `json:"socket,omitempty"`
+	Error      string         `json:"error,omitempty"`
+	Supervisor int            `json:"supervisor"`
+	Shape      Shape          `json:"shape"`
+	Processes  []process.Info `json:"processes,omitempty"`
+	Socket     string         `json:"socket,omitempty"`
 }
 
 func (s *Supervisor) serveControl() (err error) {
@@ -142,9 +143,9 @@ func (r *Remote) ask(op, name string) (answer controlAnswer, err error) {
 
 // Report is a supervisor and its processes.
 type Report struct {
-	Supervisor int       `json:"supervisor"` // its process id
-	Shape      Shape     `json:"-"`
-	Processes  []Process `json:"processes"`
+	Supervisor int            `json:"supervisor"` // its process id
+	Shape      Shape          `json:"-"`
+	Processes  []process.Info `json:"processes"`
 }
 
 // Report asks how the processes are.
@@ -155,14 +156,14 @@ func (r *Remote) Report() (Report, error) {
 
 // Do does op, one of start, stop and kill, to a process and returns how it is
 // then.
-func (r *Remote) Do(op, name string) (Process, error) {
+func (r *Remote) Do(op, name string) (process.Info, error) {
 	a, err := r.ask(op, name)
 	for _, p := range a.Processes {
 		if p.Name == name {
 			return p, err
 		}
 	}
-	return Process{}, err
+	return process.Info{}, err
 }
 
 // Socket returns the address of the socket of the identity at path, and the

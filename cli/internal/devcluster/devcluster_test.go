@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 const patience = 60 * time.Second
@@ -131,10 +132,10 @@ func TestLifeOfACluster(t *testing.T) {
 	if _, err := r.ask("dance", ""); err == nil {
 		t.Error("an unknown request was obeyed")
 	}
-	if p, err := r.Do("kill", "keeper-2"); err != nil || p.State != Killed || p.PID != 0 {
+	if p, err := r.Do("kill", "keeper-2"); err != nil || p.State != process.Killed || p.PID != 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
-	if p, err := r.Do("start", "keeper-2"); err != nil || p.State != Running || p.PID == 0 {
+	if p, err := r.Do("start", "keeper-2"); err != nil || p.State != process.Running || p.PID == 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if _, err := Open(t.Context(), o); !errors.Is(err, ErrRunning) {
@@ -230,10 +231,10 @@ func TestAProcessThatDoesNotStopIsKilledInAHurry(t *testing.T) {
 	if err := s.Close(hurry); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > stopPatience/2 {
+	if took := time.Since(begin); took > process.StopPatience/2 {
 		t.Errorf("it took %s", took)
 	}
-	if state := s.Processes()[0].State; state != Killed && state != Stopped {
+	if state := s.Processes()[0].State; state != process.Killed && state != process.Stopped {
 		t.Error(state)
 	}
 }
@@ -265,7 +266,7 @@ func TestProcessesOfACrashedSupervisorAreEnded(t *testing.T) {
 	go func() { left.Wait(); close(ended) }()
 	h := &home{dir: t.TempDir()}
 	err := writeJSON(h.path(runFile), run{Processes: []runEntry{
-		{"nexus-1", left.Process.Pid, startTime(left.Process.Pid)},
+		{"nexus-1", left.Process.Pid, process.StartTime(left.Process.Pid)},
 		{"nexus-2", stranger.Process.Pid, "1"}, // the number went to another process since
 	}})
 	if err != nil {
@@ -279,7 +280,7 @@ func TestProcessesOfACrashedSupervisorAreEnded(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the process that was left still runs")
 	}
-	if startTime(stranger.Process.Pid) == "" {
+	if process.StartTime(stranger.Process.Pid) == "" {
 		t.Error("a process that is not ours was ended")
 	}
 	if !w.contains("nexus-1") || w.contains("nexus-2") {

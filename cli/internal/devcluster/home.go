@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 // ErrRunning says that another supervisor has the directory.
@@ -233,7 +235,7 @@ func (h *home) sweep(say func(string, ...any)) error {
 	}
 	alive := func() (list []runEntry) {
 		for _, p := range r.Processes {
-			if p.PID > 0 && p.Start != "" && startTime(p.PID) == p.Start {
+			if p.PID > 0 && p.Start != "" && process.StartTime(p.PID) == p.Start {
 				list = append(list, p)
 			}
 		}
@@ -243,7 +245,7 @@ func (h *home) sweep(say func(string, ...any)) error {
 		say("%s (pid %d) was left by a supervisor that crashed; stopping it", p.Name, p.PID)
 		syscall.Kill(p.PID, syscall.SIGTERM)
 	}
-	deadline := time.Now().Add(stopPatience)
+	deadline := time.Now().Add(process.StopPatience)
 	for killed := false; len(alive()) > 0; time.Sleep(pollEvery) {
 		if time.Now().Before(deadline) {
 			continue
@@ -254,7 +256,7 @@ func (h *home) sweep(say func(string, ...any)) error {
 		for _, p := range alive() {
 			syscall.Kill(p.PID, syscall.SIGKILL)
 		}
-		deadline, killed = time.Now().Add(stopPatience), true
+		deadline, killed = time.Now().Add(process.StopPatience), true
 	}
 	return os.Remove(h.path(runFile))
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spike-ha/spike-ha/identity/devca"
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 func (s *Supervisor) startAuthority(ctx context.Context) (err error) {
@@ -69,11 +70,11 @@ func (s *Supervisor) plan() error {
 }
 
 // child makes one; the last of its arguments is left open for its socket.
-func (s *Supervisor) child(program, name, address string, args ...string) (*child, error) {
+func (s *Supervisor) child(program, name, address string, args ...string) (*process.Child, error) {
 	socket, err := s.authority.Add("/spike/" + program + "/" + name)
 	if err != nil {
 		return nil, err
 	}
-	return &child{name: name, address: address, binary: filepath.Join(s.options.Binaries, program), args: append(args, socket),
-		logFile: s.home.path("logs", name+".log"), spawn: s.spawn, changed: s.record, died: s.mourn}, nil
+	return &process.Child{Name: name, Address: address, Binary: filepath.Join(s.options.Binaries, program), Args: append(args, socket),
+		LogFile: s.home.path("logs", name+".log"), Spawner: s.spawn, Changed: s.record, Died: s.mourn}, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/identity"
 	"github.com/spike-ha/spike-ha/identity/devca"
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 // Options say which cluster to start.
@@ -42,9 +43,9 @@ type Supervisor struct {
 	home      *home
 	authority *devca.Authority
 	log       *os.File // of the authority
-	spawn     *spawner
-	keepers   []*child
-	peers     []*child
+	spawn     *process.Spawner
+	keepers   []*process.Child
+	peers     []*process.Child
 	control   net.Listener
 	served    sync.WaitGroup // requests of the control socket
 
@@ -71,7 +72,7 @@ func Open(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	s.shape = s.home.shape
-	s.spawn = newSpawner()
+	s.spawn = process.NewSpawner()
 	defer func() {
 		if err != nil {
 			s.Close(nil)
@@ -87,22 +88,22 @@ func Open(ctx context.Context, o Options) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	for _, c := range s.children() {
-		if err := c.run(); err != nil {
+		if err := c.Start(); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-func (s *Supervisor) children() []*child { return slices.Concat(s.keepers, s.peers) }
+func (s *Supervisor) children() []*process.Child { return slices.Concat(s.keepers, s.peers) }
 
-func (s *Supervisor) find(name string) (*child, error) {
+func (s *Supervisor) find(name string) (*process.Child, error) {
 	var names []string
 	for _, c := range s.children() {
-		if c.name == name {
+		if c.Name == name {
 			return c, nil
 		}
-		names = append(names, c.name)
+		names = append(names, c.Name)
 	}
 	return nil, fmt.Errorf("there is no process %q: they are %s", name, strings.Join(names, ", "))
 }
@@ -119,7 +120,7 @@ func (s *Supervisor) Start(name string) error {
 	if closing {
 		return errors.New("the cluster is being stopped")
 	}
-	return c.run()
+	return c.Start()
 }
 
 func (s *Supervisor) Stop(name string) error {
@@ -127,7 +128,7 @@ func (s *Supervisor) Stop(name string) error {
 	if err != nil {
 		return err
 	}
-	return c.stop(nil)
+	return c.Stop(nil)
 }
 
 func (s *Supervisor) Kill(name string) error {
@@ -135,13 +136,13 @@ func (s *Supervisor) Kill(name string) error {
 	if err != nil {
 		return err
 	}
-	return c.kill()
+	return c.Kill()
 }
 
 // Processes lists all, peers first.
-func (s *Supervisor) Processes() (list []Process) {
+func (s *Supervisor) Processes() (list []process.Info) {
 	for _, c := range slices.Concat(s.peers, s.keepers) {
-		list = append(list, c.info())
+		list = append(list, c.Info())
 	}
 	return list
 }
@@ -210,8 +211,8 @@ func (s *Supervisor) record() {
 	defer s.mu.Unlock()
 	r := run{Supervisor: os.Getpid()}
 	for _, c := range s.children() {
-		if e, ok := c.entry(); ok {
-			r.Processes = append(r.Processes, e)
+		if pid, start, ok := c.Running(); ok {
+			r.Processes = append(r.Processes, runEntry{c.Name, pid, start})
 		}
 	}
 	if err := writeJSON(s.home.path(runFile), r); err != nil {
@@ -220,17 +221,17 @@ func (s *Supervisor) record() {
 }
 
 // mourn says that a process ended by itself, or by a kill that was not ours.
-func (s *Supervisor) mourn(c *child, how string) {
+func (s *Supervisor) mourn(c *process.Child, how string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
 		return
 	}
-	what := fmt.Sprintf("%s ended (%s); its log is %s", c.name, how, c.logFile)
+	what := fmt.Sprintf("%s ended (%s); its log is %s", c.Name, how, c.LogFile)
 	if s.rising {
 		if s.fall == "" {
 			s.fall = what
-			if words := c.lastWords(); words != "" {
+			if words := c.LastWords(); words != "" {
 				s.fall += ", which ends with:\n  " + words
 			}
 			close(s.fell)
@@ -241,7 +242,7 @@ func (s *Supervisor) mourn(c *child, how string) {
 	if s.options.Dir != DefaultDir {
 		where = " --dir " + s.options.Dir
 	}
-	s.options.Say("%s\n  start it again: spikectl dev start %s%s", what, c.name, where)
+	s.options.Say("%s\n  start it again: spikectl dev start %s%s", what, c.Name, where)
 }
 
 // Down is closed when somebody asked through the control socket to stop all.
@@ -260,7 +261,7 @@ func (s *Supervisor) Close(hurry <-chan struct{}) error {
 	s.closing = true
 	s.mu.Unlock()
 	var errs []error
-	for _, group := range [][]*child{s.peers, s.keepers} {
+	for _, group := range [][]*process.Child{s.peers, s.keepers} {
 		errs = append(errs, stopAll(group, hurry))
 	}
 	if s.control != nil {
@@ -273,7 +274,7 @@ func (s *Supervisor) Close(hurry <-chan struct{}) error {
 	if s.log != nil {
 		s.log.Close()
 	}
-	s.spawn.close()
+	s.spawn.Close()
 	if err := os.Remove(s.home.path(runFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
@@ -281,12 +282,12 @@ func (s *Supervisor) Close(hurry <-chan struct{}) error {
 	return errors.Join(errs...)
 }
 
-func stopAll(children []*child, hurry <-chan struct{}) error {
+func stopAll(children []*process.Child, hurry <-chan struct{}) error {
 	errs := make([]error, len(children))
 	var wait sync.WaitGroup
 	for i, c := range children {
-		if c.info().State == Running {
-			wait.Go(func() { errs[i] = c.stop(hurry) })
+		if c.Info().State == process.Running {
+			wait.Go(func() { errs[i] = c.Stop(hurry) })
 		}
 	}
 	wait.Wait()

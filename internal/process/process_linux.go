@@ -1,4 +1,4 @@
-package devcluster
+package process
 
 import (
 	"bytes"
@@ -9,14 +9,14 @@ import (
 )
 
 // attributes keep the terminal's Ctrl-C away from a child, which is the
-// supervisor's to hand on in order, and end it should the supervisor die.
+// parent's to hand on in order, and end it should the parent die.
 func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 }
 
-// startTime tells one process from a later one with the same number; empty when
+// StartTime tells one process from a later one with the same number; empty when
 // there is none, or when it has ended and only waits to be reaped.
-func startTime(pid int) string {
+func StartTime(pid int) string {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
