@@ -15,6 +15,7 @@ import (
 const (
 	statusStandby   = 473 // serves, and is not the leader
 	statusUnhealthy = 474 // has its keys, and knows no leader
+	statusRemoved   = 530 // is no member any more
 )
 
 // healthCodes are the parameters that replace a status; some are of states that
@@ -82,6 +83,10 @@ func healthStatus(h client.Health, rawQuery string) (int, error) {
 		return status, nil
 	}
 	switch {
+	case h.Removed:
+		return pick(statusRemoved, "removedcode")
+	case h.Draining: // none of theirs; balancers must not take it for one that serves
+		return http.StatusServiceUnavailable, nil
 	case !h.Formed || h.Current && !h.Initialised: // a peer that has just started may not know yet that it has a key
 		return pick(http.StatusNotImplemented, "uninitcode")
 	case h.Sealed:

@@ -88,6 +88,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	for route, kind := range map[string]store.MemberChangeKind{
 		client.RouteMemberPromote: store.PromoteMember, client.RouteMemberDemote: store.DemoteMember,
 		client.RouteMemberRemove: store.RemoveMember, client.RouteMemberTransfer: store.TransferLeadership,
+		client.RouteMemberDrain: store.DrainMember, client.RouteMemberUndrain: store.UndrainMember,
 	} {
 		routes[route] = post(s, func(ctx context.Context, r store.Request, q client.MemberRequest) (struct{}, error) {
 			return struct{}{}, st.ChangeMembers(ctx, r, store.MemberChange{Kind: kind, ID: q.ID})

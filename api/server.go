@@ -31,7 +31,11 @@ type Config struct {
 	BodyLimit int64
 	// Health and Status describe this peer and the cluster.
 	Health func() client.Health
-	Status func(context.Context) client.Status
+	// Draining tells whether this peer is being emptied: leaving, it still serves but
+	// ends each connection with its answer; closed, it refuses everything but the
+	// routes of operators. Optional.
+	Draining func() (leaving, closed bool)
+	Status   func(context.Context) client.Status
 }
 
 // Server answers requests; see Handler and Serve.
@@ -92,9 +96,21 @@ func (s *Server) Handler() http.Handler {
 		// cleaned or redirected on the way.
 		handler, isNative := native[r.URL.EscapedPath()]
 		who := caller(r)
+		leaving, closed := s.draining()
+		if leaving {
+			w.Header().Set("Connection", "close")
+		}
 		switch admitted := s.admission.enter(who); {
 		case admitted:
 			defer s.admission.leave(who)
+			if closed && !strings.HasPrefix(r.URL.EscapedPath(), client.RoutesOfOperators) {
+				if isNative {
+					s.sendFailure(w, store.Request{}, errDraining)
+				} else {
+					s.sendWire(w, store.Request{}, &failed{}, errDraining)
+				}
+				return
+			}
 		case isNative:
 			s.sendFailure(w, store.Request{}, errOverloaded)
 			return
@@ -108,6 +124,15 @@ func (s *Server) Handler() http.Handler {
 		handler(w, r)
 	})
 }
+
+func (s *Server) draining() (leaving, closed bool) {
+	if s.cfg.Draining == nil {
+		return false, false
+	}
+	return s.cfg.Draining()
+}
+
+var errDraining = &secret.Error{Code: secret.CodeUnavailable, Message: "this peer is being drained; ask another", Reason: "draining"}
 
 // open authenticates r and gives it an id. It writes the answer itself when
 // there is no valid identity.

@@ -13,7 +13,6 @@ import (
 
 // memberCommands are those of 'spikectl cluster' that are about its members.
 func memberCommands() []*cli.Command {
-	yes := &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
 	return []*cli.Command{
 		{Name: "members", Usage: "list the members", Action: with(listMembers)},
 		{Name: "join", Usage: "let a peer join as a learner, which has no vote", ArgsUsage: "ID ADDRESS",
@@ -25,19 +24,38 @@ func memberCommands() []*cli.Command {
 			Action: memberAction(1, 1, "has a vote", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.PromoteMember(ctx, c.Args().First())
 			}, "")},
-		{Name: "demote", Usage: "make a voter a learner", ArgsUsage: "ID", Flags: []cli.Flag{yes},
+		{Name: "demote", Usage: "make a voter a learner", ArgsUsage: "ID", Flags: []cli.Flag{yesFlag()},
 			Action: memberAction(1, 1, "has no vote any more", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.DemoteMember(ctx, c.Args().First())
 			}, "Take the vote of %s?")},
-		{Name: "remove", Usage: "take a member out of the cluster", ArgsUsage: "ID", Flags: []cli.Flag{yes},
+		{Name: "remove", Usage: "take a member out of the cluster", ArgsUsage: "ID", Flags: []cli.Flag{yesFlag()},
 			Action: memberAction(1, 1, "is no member any more; stop it, and wipe its data directory", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.RemoveMember(ctx, c.Args().First())
 			}, "Remove %s from the cluster?")},
+		replaceCommand(),
+		{Name: "drain", Usage: "prepare a peer for maintenance: its clients and leadership go to others", ArgsUsage: "ID",
+			Description: "It votes and replicates on. Its readiness fails at once, and after its --drain-grace it refuses work\nwith 503, so that balancers and clients go elsewhere. --undo ends it, and so does a restart of the peer.",
+			Flags:       []cli.Flag{&cli.BoolFlag{Name: "undo", Usage: "let it serve and lead again"}},
+			Action:      drainMember},
 		{Name: "transfer", Usage: "have a voter lead, or any other", ArgsUsage: "[ID]",
 			Action: memberAction(0, 1, "leads", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.TransferLeadership(ctx, c.Args().First())
 			}, "")},
 	}
+}
+
+func yesFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
+}
+
+func drainMember(c *cli.Context) error {
+	done, change := "is drained: it votes, and others lead and serve in its place", (*client.Client).DrainMember
+	if c.Bool("undo") {
+		done, change = "serves again", (*client.Client).UndrainMember
+	}
+	return memberAction(1, 1, done, func(ctx context.Context, cl *client.Client, c *cli.Context) error {
+		return change(cl, ctx, c.Args().First())
+	}, "")(c)
 }
 
 // memberAction makes an action of a change; question, when there is one, is
@@ -82,22 +100,23 @@ func listMembers(c *cli.Context, dial dialer) error {
 		return err
 	}
 	type member struct {
-		ID      string `json:"id"`
-		Address string `json:"address"`
-		Voter   bool   `json:"voter"`
-		Leader  bool   `json:"leader"`
-		State   string `json:"state"`
-		Applied uint64 `json:"appliedIndex"`
-		Reason  string `json:"reason,omitempty"`
+		ID       string `json:"id"`
+		Address  string `json:"address"`
+		Voter    bool   `json:"voter"`
+		Leader   bool   `json:"leader"`
+		State    string `json:"state"`
+		Applied  uint64 `json:"appliedIndex"`
+		Reason   string `json:"reason,omitempty"`
+		Draining bool   `json:"draining,omitempty"`
 	}
 	members := make([]member, len(status.Peers))
 	for i, p := range status.Peers {
-		members[i] = member{p.ID, p.Address, p.Voter, p.ID == status.Leader, p.State, p.AppliedIndex, p.Reason}
+		members[i] = member{p.ID, p.Address, p.Voter, p.ID == status.Leader, p.State, p.AppliedIndex, p.Reason, p.Draining}
 	}
 	return show(c, members, func(w io.Writer) {
 		rows := [][]string{{"PEER", "VOTE", "STATE", "APPLIED", "ADDRESS"}}
 		for _, m := range members {
-			rows = append(rows, []string{m.ID, yesNo(m.Voter), m.State, strconv.FormatUint(m.Applied, 10), m.Address})
+			rows = append(rows, []string{m.ID, yesNo(m.Voter), stateText(m.State, m.Draining), strconv.FormatUint(m.Applied, 10), m.Address})
 		}
 		table(w, rows...)
 	})

@@ -42,7 +42,7 @@ const statusPatience = "10s"
 func clusterState(s client.Status) string {
 	var idle []string // these do not serve
 	for _, p := range s.Peers {
-		if p.Sealed || !p.Reachable {
+		if p.Sealed || !p.Reachable || p.Draining {
 			idle = append(idle, p.ID)
 		}
 	}
@@ -85,7 +85,7 @@ func printStatus(w io.Writer, s client.Status) {
 			rows = append(rows, []string{p.ID, "unreachable", "-", "-", "-", "-", "-", p.Address})
 			continue
 		}
-		state, auditState := p.State, strconv.FormatUint(p.AuditCount, 10)
+		state, auditState := stateText(p.State, p.Draining), strconv.FormatUint(p.AuditCount, 10)
 		if !p.Voter {
 			state += " (learner)"
 		}
@@ -107,6 +107,13 @@ func printStatus(w io.Writer, s client.Status) {
 	}
 	table(w, rows...)
 	printTroubles(w, s)
+}
+
+func stateText(state string, draining bool) string {
+	if draining {
+		return state + ", draining"
+	}
+	return state
 }
 
 // printTroubles says what is wrong, each thing once.

@@ -77,6 +77,9 @@ type Config struct {
 	SVIDTimeout time.Duration `yaml:"svid_timeout"`
 	// BackendStore exists to refuse SPIKE's "lite" and "memory".
 	BackendStore string `yaml:"backend_store"`
+	// DrainGrace is how long a peer that is drained still serves while its readiness
+	// already fails: longer than load balancers take to notice.
+	DrainGrace time.Duration `yaml:"drain_grace"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"log_level"`
 	// Heartbeat is the time after which a peer that hears no leader asks for an
@@ -96,7 +99,7 @@ func Default() Config {
 		ID: "nexus-1", DataDir: "spike-data", AuditFileBytes: 64 << 20,
 		Listen: ":8553", PeerListen: ":8555",
 		KeeperInterval: 5 * time.Minute, MaxVersions: 10, WireRecovery: true, StateLimit: 1 << 30,
-		TrustRoot: "spike.ist", SVIDTimeout: 30 * time.Second, LogLevel: "info",
+		TrustRoot: "spike.ist", SVIDTimeout: 30 * time.Second, LogLevel: "info", DrainGrace: 5 * time.Second,
 		Heartbeat: 500 * time.Millisecond, SnapshotBytes: 16 << 20,
 	}
 }
@@ -136,6 +139,7 @@ var Settings = []Setting{
 	{"endpoint-socket", []string{"SPIFFE_ENDPOINT_SOCKET"}, "SPIFFE Workload API", func(c *Config) any { return &c.EndpointSocket }},
 	{"svid-timeout", []string{"SPIKE_SPIFFE_SOURCE_TIMEOUT"}, "bound on the wait for the first SVID", func(c *Config) any { return &c.SVIDTimeout }},
 	{"backend-store", []string{"SPIKE_BACKEND_STORE_TYPE", "SPIKE_NEXUS_BACKEND_STORE"}, "SPIKE's setting; only the replicated store exists here", func(c *Config) any { return &c.BackendStore }},
+	{"drain-grace", []string{"SPIKE_NEXUS_DRAIN_GRACE"}, "time for which a drained peer still serves while its readiness already fails", func(c *Config) any { return &c.DrainGrace }},
 	{"log-level", []string{"SPIKE_SYSTEM_LOG_LEVEL"}, "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"heartbeat", []string{"SPIKE_NEXUS_HEARTBEAT"}, "silence of the leader after which a peer asks for an election", func(c *Config) any { return &c.Heartbeat }},
 	{"snapshot-bytes", []string{"SPIKE_NEXUS_SNAPSHOT_BYTES"}, "bytes of log that cause a snapshot", func(c *Config) any { return &c.SnapshotBytes }},

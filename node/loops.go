@@ -338,18 +338,8 @@ func (n *Node) handing() {
 		if n.now().Sub(since) < handAfter {
 			continue
 		}
-		status := n.cluster.Status()
-		for _, m := range status.Members {
-			if m.ID == n.cfg.ID || !m.Voter {
-				continue
-			}
-			if p := n.askPeer(m.ID); p.Reachable && !p.Sealed {
-				ctx, cancel := n.step()
-				err := n.cluster.TransferLeadership(ctx, m.ID)
-				cancel()
-				n.log.Info("leadership handed to a peer that has keys", "to", m.ID, "error", err)
-				break
-			}
-		}
+		ctx, cancel := n.step()
+		_ = n.handOver(ctx, n.others())
+		cancel()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/store"
@@ -23,8 +24,21 @@ func (o operator) ChangeMembers(ctx context.Context, change store.MemberChange) 
 		return memberError(change.ID, c.Remove(ctx, change.ID))
 	case store.TransferLeadership:
 		return memberError(change.ID, c.Transfer(ctx, change.ID))
+	case store.DrainMember, store.UndrainMember:
+		return o.n.drainPeer(ctx, change.ID, change.Kind == store.DrainMember)
 	}
 	return secret.Invalid("change", "there is no such change of the members")
+}
+
+// refusals are the words for programs of what the cluster refuses as things are.
+var refusals = []struct {
+	err    error
+	reason string
+}{
+	{cluster.ErrNotCaughtUp, client.ReasonNotCaughtUp},
+	{cluster.ErrQuorumAtRisk, "quorum_at_risk"},
+	{cluster.ErrChangeUnderWay, client.ReasonChangeUnderWay},
+	{cluster.ErrMember, "member_exists"},
 }
 
 // memberError: what the cluster refuses as things are is a conflict, which no
@@ -39,8 +53,11 @@ func memberError(id string, err error) error {
 		return &secret.Error{Code: secret.CodeInvalid, Subject: "members", Message: err.Error(), Cause: err}
 	case errors.Is(err, cluster.ErrUnknownPeer):
 		return &secret.Error{Code: secret.CodeNotFound, Subject: id, Message: "the cluster has no such member, or for a transfer no such other voter", Cause: err}
-	case errors.Is(err, cluster.ErrNotCaughtUp), errors.Is(err, cluster.ErrQuorumAtRisk), errors.Is(err, cluster.ErrChangeUnderWay), errors.Is(err, cluster.ErrMember):
-		return &secret.Error{Code: secret.CodeConflict, Subject: "members", Message: err.Error(), Cause: err}
+	}
+	for _, refusal := range refusals {
+		if errors.Is(err, refusal.err) {
+			return &secret.Error{Code: secret.CodeConflict, Subject: "members", Message: err.Error(), Reason: refusal.reason, Cause: err}
+		}
 	}
 	return logError(err)
 }

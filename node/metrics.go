@@ -28,7 +28,7 @@ func (n *Node) serveMetrics() error {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry(), promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if n.store.Sealed() || n.cluster.Status().Leader == "" || n.audit.Err() != nil {
+		if leaving, _ := n.Draining(); leaving || n.store.Sealed() || n.cluster.Status().Leader == "" || n.audit.Err() != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintln(w, "not ready")
 			return
@@ -54,6 +54,7 @@ func (n *Node) registry() *prometheus.Registry {
 		return 0
 	}
 	gauge("spike_core_unsealed", "1 when this peer has its keys and serves.", func() float64 { return boolean(!n.store.Sealed()) })
+	gauge("spike_core_draining", "1 while this peer is being drained: its clients and leadership go to others.", func() float64 { leaving, _ := n.Draining(); return boolean(leaving) })
 	gauge("spike_raft_is_leader", "1 on the leader.", func() float64 { return boolean(n.leads()) })
 	gauge("spike_raft_has_leader", "1 when this peer knows a leader.", func() float64 { return boolean(n.cluster.Status().Leader != "") })
 	gauge("spike_raft_term", "Raft term.", func() float64 { return float64(n.cluster.Status().Term) })

@@ -56,8 +56,9 @@ type Node struct {
 
 	apiAddress, metricsAddress string
 
-	wake      chan struct{} // pokes the unseal loop
-	current   atomic.Bool   // a majority told this peer, since it started, how things stand
+	wake      chan struct{}             // pokes the unseal loop
+	drained   atomic.Pointer[time.Time] // since when this peer is being drained; nil: it is not
+	current   atomic.Bool               // a majority told this peer, since it started, how things stand
 	collector *seal.Collector
 
 	auditMu    sync.Mutex // guards reconciled; held while the chain is looked through
@@ -111,11 +112,12 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 		Operator: operator{n}, Logger: log.With("part", "store"), ClearPaths: cfg.AuditClearPaths})
 	n.cluster.Handle(rpcStatus, n.answerStatus)
 	n.cluster.Handle(rpcRestore, n.answerRestore)
+	n.cluster.Handle(rpcDrain, n.answerDrain)
 	if err := n.serve(); err != nil {
 		return nil, err
 	}
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.draining} {
 		n.loops.Go(loop)
 	}
 	log.Info("the peer listens", "id", cfg.ID, "api", n.apiAddress, "peer", cfg.PeerListen, "version", Version)
@@ -179,7 +181,7 @@ func (n *Node) serve() error {
 		}
 	}
 	n.apiAddress = listener.Addr().String()
-	n.api = api.New(api.Config{Store: n.store, Domains: n.domains, Logger: n.log.With("part", "api"), Health: n.Health, Status: n.Status})
+	n.api = api.New(api.Config{Store: n.store, Domains: n.domains, Logger: n.log.With("part", "api"), Health: n.Health, Draining: n.Draining, Status: n.Status})
 	config := n.source.Server(func(id spiffeid.ID) error {
 		if !domains[id.TrustDomain().Name()] {
 			return errors.New("its trust domain is not configured here")

@@ -20,7 +20,8 @@ func (n *Node) Health() client.Health {
 	status := n.cluster.Status()
 	view := n.machine.View()
 	removed := status.State == cluster.Removed
-	return client.Health{Peer: n.cfg.ID, Removed: removed, Formed: status.Formed, Current: n.current.Load(), Initialised: view.Seal().Committed != nil,
+	draining, _ := n.Draining()
+	return client.Health{Peer: n.cfg.ID, Removed: removed, Draining: draining, Formed: status.Formed, Current: n.current.Load(), Initialised: view.Seal().Committed != nil,
 		Sealed: n.store.Sealed() || removed, Leader: status.State == cluster.Leads, LeaderKnown: status.Leader != "", Version: Version}
 }
 
@@ -112,6 +113,7 @@ func (n *Node) ownStatus() client.PeerStatus {
 	status := n.cluster.Status()
 	view := n.machine.View()
 	data, all := view.Hashes()
+	draining, _ := n.Draining()
 	n.mu.Lock()
 	reason, fault := n.sealReason, n.auditFault
 	n.mu.Unlock()
@@ -121,7 +123,7 @@ func (n *Node) ownStatus() client.PeerStatus {
 	if err := n.audit.Err(); err != nil {
 		fault = err.Error()
 	}
-	return client.PeerStatus{ID: n.cfg.ID, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Reason: reason,
+	return client.PeerStatus{ID: n.cfg.ID, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
 		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(),
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
 		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Damaged: n.store.Damaged()}

@@ -87,6 +87,8 @@ const (
 	DemoteMember       MemberChangeKind = "demote"
 	RemoveMember       MemberChangeKind = "remove"
 	TransferLeadership MemberChangeKind = "transfer"
+	DrainMember        MemberChangeKind = "drain" // until it restarts: its clients and leadership go to others
+	UndrainMember      MemberChangeKind = "undrain"
 )
 
 // RecoveryShare is one share of the root key. Wipe it after use.

@@ -247,36 +247,63 @@ func (c *Client) Init(ctx context.Context, shares, threshold int) error {
 }
 
 // AddMember lets the peer id, whose peer port is at address, join as a learner.
-// Adding, promoting and demoting again is no error. CodeConflict: the cluster
-// refuses it as things are, and says why; nothing was changed.
+// Changes of the members may be made again: what is so already is no error.
+// CodeConflict: the cluster refuses it as things are, and says why, also in
+// Reason; nothing was changed.
 func (c *Client) AddMember(ctx context.Context, id, address string) error {
-	_, err := read[struct{}](ctx, c, RouteMemberAdd, AddMemberRequest{id, address})
+	_, err := c.alter(ctx, RouteMemberAdd, AddMemberRequest{id, address})
 	return err
 }
 
 // PromoteMember gives a learner that has caught up a vote.
 func (c *Client) PromoteMember(ctx context.Context, id string) error {
-	_, err := read[struct{}](ctx, c, RouteMemberPromote, MemberRequest{id})
+	_, err := c.alter(ctx, RouteMemberPromote, MemberRequest{id})
 	return err
 }
 
 // DemoteMember takes a voter's vote.
 func (c *Client) DemoteMember(ctx context.Context, id string) error {
-	_, err := read[struct{}](ctx, c, RouteMemberDemote, MemberRequest{id})
+	_, err := c.alter(ctx, RouteMemberDemote, MemberRequest{id})
 	return err
 }
 
-// RemoveMember takes a member out of the cluster. An attempt that was made
-// after one whose answer was lost may find no such member.
+// RemoveMember takes a member out of the cluster; CodeNotFound when it was none
+// before the first attempt.
 func (c *Client) RemoveMember(ctx context.Context, id string) error {
-	_, err := read[struct{}](ctx, c, RouteMemberRemove, MemberRequest{id})
+	maybe, err := c.alter(ctx, RouteMemberRemove, MemberRequest{id})
+	if maybe && secret.CodeOf(err) == secret.CodeNotFound {
+		return nil // an attempt whose answer was lost has done it
+	}
 	return err
 }
 
 // TransferLeadership has the voter id lead, any when it is empty.
 func (c *Client) TransferLeadership(ctx context.Context, id string) error {
-	_, err := read[struct{}](ctx, c, RouteMemberTransfer, MemberRequest{id})
+	_, err := c.alter(ctx, RouteMemberTransfer, MemberRequest{id})
 	return err
+}
+
+// DrainMember prepares a peer for maintenance: others lead and serve in its
+// place, while it votes and replicates on. It holds until UndrainMember or a
+// restart of that peer. CodeConflict when nobody else could serve.
+func (c *Client) DrainMember(ctx context.Context, id string) error {
+	_, err := c.alter(ctx, RouteMemberDrain, MemberRequest{id})
+	return err
+}
+
+// UndrainMember ends DrainMember.
+func (c *Client) UndrainMember(ctx context.Context, id string) error {
+	_, err := c.alter(ctx, RouteMemberUndrain, MemberRequest{id})
+	return err
+}
+
+// alter asks for a change of the members; see calls.
+func (c *Client) alter(ctx context.Context, route string, request any) (maybe bool, err error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return false, err
+	}
+	return c.calls(ctx, http.MethodPost, route, body, &struct{}{}, "", true)
 }
 
 // Status describes the cluster as the peer that answers sees it.
@@ -359,9 +386,15 @@ func (c *Client) learn(ctx context.Context) error {
 
 // call tries the peers in turn until one gives an answer that is final.
 func (c *Client) call(ctx context.Context, method, route string, body []byte, answer any, writeID string) error {
+	_, err := c.calls(ctx, method, route, body, answer, writeID, writeID != "")
+	return err
+}
+
+// calls is call. changes says that the request changes something; then maybe says
+// that an attempt may have done so whose outcome is not known.
+func (c *Client) calls(ctx context.Context, method, route string, body []byte, answer any, writeID string, changes bool) (maybe bool, _ error) {
 	ctx, cancel := c.patient(ctx)
 	defer cancel()
-	maybe := false // a change may have been made by an attempt that we know nothing of
 	var told error // what a peer said last, better than that our own time was up
 	for try := 0; ; try++ {
 		at := (int(c.prefer.Load()) + try) % len(c.peers)
@@ -371,33 +404,33 @@ func (c *Client) call(ctx context.Context, method, route string, body []byte, an
 				c.prefer.Store(uint32(at))
 			}
 			if err := json.Unmarshal(got, answer); err != nil {
-				return secret.Errorf(secret.CodeInternal, "the peer's answer is not understood")
+				return maybe, secret.Errorf(secret.CodeInternal, "the peer's answer is not understood")
 			}
-			return nil
+			return maybe, nil
 		}
 		if err == nil {
 			err = failure(status, got)
 			told = err
-		} else if writeID != "" && !errors.Is(err, errNotSent) {
+		} else if changes && !errors.Is(err, errNotSent) {
 			maybe = true
 		}
 		switch secret.CodeOf(err) {
 		case secret.CodeForeignToken: // the cluster was restored: what we held is of another time
 			c.token.Store(nil)
 		case secret.CodeUnknown:
-			maybe = maybe || writeID != ""
+			maybe = maybe || changes
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded:
 		default:
-			return err
+			return maybe, err
 		}
 		if e := pause(ctx, try, len(c.peers)); e != nil {
 			if ctx.Err() != nil && told != nil {
 				err = told
 			}
 			if maybe {
-				return &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
+				return true, &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
 			}
-			return unavailable(err)
+			return false, unavailable(err)
 		}
 	}
 }

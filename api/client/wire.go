@@ -65,6 +65,11 @@ const (
 	RouteMemberDemote   = "/v1/sys/members/demote"
 	RouteMemberRemove   = "/v1/sys/members/remove"
 	RouteMemberTransfer = "/v1/sys/members/transfer"
+	RouteMemberDrain    = "/v1/sys/members/drain"
+	RouteMemberUndrain  = "/v1/sys/members/undrain"
+
+	// RoutesOfOperators begin with this; a drained peer answers them still.
+	RoutesOfOperators = "/v1/sys/"
 )
 
 // Routes of the SPIKE protocol; the operation is the query parameter "action".
@@ -230,6 +235,12 @@ type SettingsRequest struct {
 	IndexReads      *bool   `json:"indexReads,omitempty"`
 }
 
+// Reasons of a conflict that pass with time.
+const (
+	ReasonNotCaughtUp    = "not_caught_up"    // a learner that is to be promoted lags
+	ReasonChangeUnderWay = "change_under_way" // somebody else changes the members
+)
+
 // MemberRequest names a member, or in a transfer the next leader ("": any voter).
 type MemberRequest struct {
 	ID string `json:"id"`
@@ -251,6 +262,7 @@ type Health struct {
 	Leader      bool   `json:"leader"`
 	LeaderKnown bool   `json:"leaderKnown"`       // there is one, this peer or another
 	Removed     bool   `json:"removed,omitempty"` // it is no member any more
+	Draining    bool   `json:"draining,omitempty"`
 	Version     string `json:"version"`
 }
 
@@ -282,7 +294,8 @@ type PeerStatus struct {
 	State        string    `json:"state"` // leader, follower, candidate, forming, …
 	Voter        bool      `json:"voter"`
 	Sealed       bool      `json:"sealed"`
-	Reason       string    `json:"reason,omitempty"` // why it does not serve
+	Draining     bool      `json:"draining,omitempty"` // for maintenance: votes, and leaves clients and leadership to others
+	Reason       string    `json:"reason,omitempty"`   // why it does not serve
 	Term         uint64    `json:"term"`
 	CommitIndex  uint64    `json:"commitIndex"`
 	AppliedIndex uint64    `json:"appliedIndex"`

@@ -1,0 +1,164 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/cluster"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// Draining empties a peer of clients and leadership without taking it out of
+// the cluster: it goes on voting and replicating. Its readiness fails at once;
+// for Config.DrainGrace it still serves, ending each connection with its answer,
+// so that balancers and clients have the time to go elsewhere; then it refuses
+// work with "ask another". It is a state of the process: a restart ends it.
+
+// Drain begins or ends draining. Doing either twice is once; the grace is
+// counted from the first. Leadership is handed over in the background, whenever
+// this peer has it and another voter can take it.
+func (n *Node) Drain(on bool) {
+	if !on {
+		if n.drained.Swap(nil) != nil {
+			n.log.Info("this peer serves again: draining was ended")
+		}
+		return
+	}
+	now := n.now()
+	if n.drained.CompareAndSwap(nil, &now) {
+		n.log.Info("this peer is being drained", "serves for", n.cfg.DrainGrace)
+	}
+}
+
+// Draining tells whether this peer is being drained, and whether the grace is
+// over, so that it takes no new work.
+func (n *Node) Draining() (leaving, closed bool) {
+	since := n.drained.Load()
+	return since != nil, since != nil && n.now().Sub(*since) >= n.cfg.DrainGrace
+}
+
+const rpcDrain = "node.drain"
+
+type drainCall struct {
+	On bool `json:"on"`
+}
+
+type drainAnswer struct {
+	Code    secret.Code `json:"code,omitempty"`
+	Message string      `json:"message,omitempty"`
+	Reason  string      `json:"reason,omitempty"`
+}
+
+// drainPeer asks the peer id to drain, or to end it.
+func (n *Node) drainPeer(ctx context.Context, id string, on bool) error {
+	payload, err := json.Marshal(drainCall{on})
+	if err != nil {
+		return err
+	}
+	raw, err := n.cluster.Call(ctx, id, rpcDrain, payload)
+	switch {
+	case errors.Is(err, cluster.ErrUnknownPeer):
+		return memberError(id, err)
+	case err != nil: // repeating it does no harm, whatever became of it
+		return &secret.Error{Code: secret.CodeUnavailable, Subject: id, Message: "the peer does not answer; a peer that is down needs no draining, and a restart ends it", Cause: err}
+	}
+	var answer drainAnswer
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return err
+	}
+	if answer.Code != "" {
+		return &secret.Error{Code: answer.Code, Subject: id, Message: answer.Message, Reason: answer.Reason}
+	}
+	return nil
+}
+
+// answerDrain drains this peer, unless nobody else could serve, and hands
+// leadership over before it answers.
+func (n *Node) answerDrain(ctx context.Context, _ string, payload []byte) ([]byte, error) {
+	var call drainCall
+	if err := json.Unmarshal(payload, &call); err != nil {
+		return nil, errors.New("not a drain call")
+	}
+	if !call.On {
+		n.Drain(false)
+		return json.Marshal(drainAnswer{})
+	}
+	others := n.others()
+	if len(others) == 0 {
+		return json.Marshal(drainAnswer{secret.CodeConflict, "no other peer has its keys and takes clients: nobody would serve in its place; nothing was changed", "nobody_else_serves"})
+	}
+	n.Drain(true)
+	if err := n.handOver(ctx, others); err != nil {
+		n.log.Warn("a drained peer still leads; handing over is tried again", "error", err)
+		return json.Marshal(drainAnswer{secret.CodeUnavailable, "it is being drained, and still leads; ask again, it goes on trying", "still_leads"})
+	}
+	return json.Marshal(drainAnswer{})
+}
+
+// others are the other members that have their keys and take clients, those
+// that have applied most first.
+func (n *Node) others() []client.PeerStatus {
+	var list []client.PeerStatus
+	var mu sync.Mutex
+	var wait sync.WaitGroup
+	for _, m := range n.cluster.Status().Members {
+		if m.ID == n.cfg.ID {
+			continue
+		}
+		wait.Go(func() {
+			p := n.askPeer(m.ID)
+			if p.Voter = m.Voter; p.Reachable && !p.Sealed && !p.Draining {
+				mu.Lock()
+				defer mu.Unlock()
+				list = append(list, p)
+			}
+		})
+	}
+	wait.Wait()
+	slices.SortStableFunc(list, func(a, b client.PeerStatus) int { return cmp.Compare(b.AppliedIndex, a.AppliedIndex) })
+	return list
+}
+
+// handOver gives leadership, if this peer has it, to the first voter of list that takes it.
+func (n *Node) handOver(ctx context.Context, list []client.PeerStatus) error {
+	err := errors.New("no other voter has its keys and takes clients")
+	for _, p := range list {
+		if !n.leads() {
+			return nil
+		}
+		if !p.Voter {
+			continue
+		}
+		if err = n.cluster.TransferLeadership(ctx, p.ID); err == nil || !n.leads() {
+			n.log.Info("leadership handed over", "to", p.ID)
+			return nil
+		}
+		n.log.Info("leadership was not taken", "by", p.ID, "error", err)
+	}
+	if !n.leads() {
+		return nil
+	}
+	return err
+}
+
+// drainPoll is how soon a drained peer notices that it was elected.
+const drainPoll = 250 * time.Millisecond
+
+// draining keeps a drained peer from leading while another can.
+func (n *Node) draining() {
+	for n.sleep(drainPoll) {
+		if leaving, _ := n.Draining(); leaving && n.leads() {
+			ctx, cancel := n.step()
+			if list := n.others(); len(list) > 0 {
+				_ = n.handOver(ctx, list)
+			}
+			cancel()
+		}
+	}
+}
