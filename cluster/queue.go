@@ -404,6 +404,7 @@ func notProposed(err error) bool {
 func (q *queue) forward(leader string, batch []*item) error {
 	ctx, cancel := context.WithTimeout(q.n.ctx, q.n.cfg.Timing.Patience)
 	defer cancel()
+	go q.n.whileLedBy(ctx, leader, cancel)
 	conn, err := q.n.peers.ready(ctx, leader)
 	if err != nil {
 		return fmt.Errorf("%w: leader %s: %w", ErrNotReady, leader, err)
@@ -442,6 +443,24 @@ func (q *queue) forward(leader string, batch []*item) error {
 	}
 	q.again(back, ErrNotReady)
 	return nil
+}
+
+// whileLedBy calls lost when there is another leader than leader, unless ctx ends
+// first. One that was cut off or frozen says nothing, and whoever waits for its
+// answer keeps others waiting.
+func (n *Node) whileLedBy(ctx context.Context, leader string, lost func()) {
+	for {
+		changed := n.hub.wait()
+		if now := n.leader(); now != "" && now != leader {
+			lost()
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // settle refuses new proposals and waits for those handed to Raft: the library

@@ -19,7 +19,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	_ "github.com/spike-ha/spike-ha/cli" // what the programs are made of: a result is not kept when that changes
 	"github.com/spike-ha/spike-ha/identity"
+	_ "github.com/spike-ha/spike-ha/node"
 )
 
 var (

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/tests/harness"
 )
 
 // register is the model that histories of one path are checked against: a
@@ -70,108 +72,168 @@ var register = porcupine.Model{
 	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v → %+v", input, output) },
 }
 
-// Clients pinned to each peer read, write and compare-and-set a few secrets
-// while peers are killed; every answer fits one order of all operations.
-func TestLinearizableUnderKills(t *testing.T) {
+// Clients pinned to each voter and to a learner read, write and compare-and-set
+// a few secrets while peers are killed, frozen and cut off and leadership is
+// handed around; every answer fits one order of all operations.
+func TestLinearizable(t *testing.T) {
 	t.Parallel()
-	runs, length := 1, 12*time.Second
+	runs, length, least := 1, 15*time.Second, int64(150)
 	if os.Getenv("SPIKE_TEST_LONG") != "" {
-		runs, length = 20, 30*time.Second
+		runs, length, least = 20, 40*time.Second, 1000
 	}
 	for run := range runs {
-		t.Run(strconv.Itoa(run), func(t *testing.T) { linearizable(t, length) })
+		t.Run(strconv.Itoa(run), func(t *testing.T) { linearizable(t, length, least) })
 	}
 }
 
-func linearizable(t *testing.T, length time.Duration) {
-	c := up(t)
-	any := c.client(superuser)
+const (
+	voters = 3
+	peers  = voters + 1 // the last one is a learner
+)
+
+// history is what the clients saw.
+type history struct {
+	begin time.Time
+	good  [peers]atomic.Int64 // operations that each peer answered
+
+	mu         sync.Mutex
+	operations []porcupine.Operation
+}
+
+func linearizable(t *testing.T, length time.Duration, least int64) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	var (
-		mu      sync.Mutex
-		history []porcupine.Operation
-		good    [3]atomic.Int64
-		unique  atomic.Int64
-		wg      sync.WaitGroup
-	)
-	begin := time.Now()
-	end := begin.Add(length)
+	c := broken(t, harness.Options{Voters: voters, Learners: 1, Links: true})
+	operator := c.client(harness.Superuser, 0, 1, 2, 3)
+	h := &history{begin: time.Now()}
+	end := h.begin.Add(length)
+	var wg sync.WaitGroup
+	var unique atomic.Int64
 	const perPeer = 4
-	for id := range 3 * perPeer {
-		peer := id % 3
-		cl := c.client(superuser, peer)
+	for id := range peers * perPeer {
+		peer := id % peers
+		cl := c.client(harness.Superuser, peer)
 		random := rand.New(rand.NewPCG(seed, uint64(id)))
 		wg.Go(func() {
 			for time.Now().Before(end) {
-				// Other registers each second: a write of unknown outcome makes the
-				// check of its register cost more with each operation after it.
-				path := fmt.Sprintf("register/%d/%d", time.Since(begin)/time.Second, random.IntN(3))
-				in := registerInput{path: path, write: random.IntN(2) == 0, expect: -1}
-				if in.write {
-					in.value = strconv.FormatInt(unique.Add(1), 10)
-					if random.IntN(3) == 0 {
-						in.expect = random.IntN(60)
-					}
-				}
-				op := porcupine.Operation{ClientId: id, Input: in, Call: int64(time.Since(begin))}
-				out, known := ask(cl, in)
-				op.Return, op.Output = int64(time.Since(begin)), out
-				if !known {
-					continue // certainly not done, or a read without an answer
-				}
-				if out.unknown {
-					op.Return = 1 << 62 // it may take effect at any time from now on
-				} else {
-					good[peer].Add(1)
-				}
-				mu.Lock()
-				history = append(history, op)
-				mu.Unlock()
+				h.operation(cl, id, peer, random, &unique)
 			}
 		})
 	}
-	random := rand.New(rand.NewPCG(seed, 1<<32))
-	for time.Now().Before(end) {
-		before := good[0].Load() + good[1].Load() + good[2].Load()
-		victim := random.IntN(3)
-		if random.IntN(2) == 0 {
-			victim = c.leader(any)
-		}
-		c.kill(peerName(victim))
-		c.eventually("others go on", func() error {
-			if good[0].Load()+good[1].Load()+good[2].Load() > before+30 || time.Now().After(end) {
-				return nil
-			}
-			return fmt.Errorf("%d operations", good[0].Load()+good[1].Load()+good[2].Load()-before)
-		})
-		c.start(peerName(victim))
-		before = good[victim].Load()
-		c.eventually("the victim goes on", func() error {
-			if good[victim].Load() > before+10 || time.Now().After(end) {
-				return nil
-			}
-			return fmt.Errorf("%d operations", good[victim].Load()-before)
-		})
-	}
+	faults := c.attack(operator, rand.New(rand.NewPCG(seed, 1<<32)), h, end)
 	wg.Wait()
-	for i := range good {
-		t.Logf("%s answered %d operations", peerName(i), good[i].Load())
-		if good[i].Load() < 50 {
-			t.Errorf("%s answered too little for the run to mean anything", peerName(i))
+	t.Logf("faults: %v", faults)
+	for i := range h.good {
+		n := h.good[i].Load()
+		t.Logf("%s answered %d operations", harness.PeerName(i), n)
+		if n < least {
+			t.Errorf("%s answered %d operations; fewer than %d mean nothing", harness.PeerName(i), n, least)
 		}
 	}
-	result, info := porcupine.CheckOperationsVerbose(register, history, 2*time.Minute)
+	h.check(t, seed)
+	c.eventually("all peers serve the same state", func() error { return c.Whole(ctx, operator) })
+}
+
+// operation makes one of the client id, which asks peer.
+func (h *history) operation(cl *client.Client, id, peer int, random *rand.Rand, unique *atomic.Int64) {
+	// Other registers each second: a write of unknown outcome makes the check of
+	// its register cost more with each operation after it.
+	path := fmt.Sprintf("register/%d/%d", time.Since(h.begin)/time.Second, random.IntN(3))
+	in := registerInput{path: path, write: random.IntN(2) == 0, expect: -1}
+	if in.write {
+		in.value = strconv.FormatInt(unique.Add(1), 10)
+		if random.IntN(3) == 0 {
+			in.expect = random.IntN(60)
+		}
+	}
+	op := porcupine.Operation{ClientId: id, Input: in, Call: int64(time.Since(h.begin))}
+	out, known := ask(cl, in)
+	op.Return, op.Output = int64(time.Since(h.begin)), out
+	if !known {
+		return // certainly not done, or a read without an answer
+	}
+	if out.unknown {
+		op.Return = 1 << 62 // it may take effect at any time from now on
+	} else {
+		h.good[peer].Add(1)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.operations = append(h.operations, op)
+}
+
+func (h *history) check(t *testing.T, seed uint64) {
+	result, info := porcupine.CheckOperationsVerbose(register, h.operations, 2*time.Minute)
 	switch result {
 	case porcupine.Illegal:
 		file := filepath.Join(os.TempDir(), fmt.Sprintf("spike-history-%d.html", seed))
 		if err := porcupine.VisualizePath(register, info, file); err == nil {
 			t.Logf("the history is drawn in %s", file)
 		}
-		t.Fatalf("the history of %d operations is not linearizable", len(history))
+		t.Fatalf("the history of %d operations is not linearizable", len(h.operations))
 	case porcupine.Unknown:
-		t.Fatalf("the history of %d operations could not be checked in time", len(history))
+		t.Fatalf("the history of %d operations could not be checked in time", len(h.operations))
 	}
+}
+
+// attack does harm until end, one fault at a time, and returns how many of each.
+// Whenever a fault is over, every peer must answer again before the next one.
+func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *history, end time.Time) map[string]int {
+	c.t.Helper()
+	done := map[string]int{}
+	answered := func(least int64, which ...int) {
+		c.t.Helper()
+		var before [peers]int64
+		for _, i := range which {
+			before[i] = h.good[i].Load()
+		}
+		c.eventually("the peers that are left answer", func() error {
+			for _, i := range which {
+				if n := h.good[i].Load() - before[i]; n < least && time.Now().Before(end) {
+					return fmt.Errorf("%s: %d operations", harness.PeerName(i), n)
+				}
+			}
+			return nil
+		})
+	}
+	for n := random.IntN(4); time.Now().Before(end); n++ {
+		from := time.Since(h.begin)
+		leader := c.leader(operator)
+		others := slices.DeleteFunc([]int{0, 1, 2}, func(i int) bool { return i == leader })
+		victim := leader
+		if random.IntN(2) == 0 {
+			victim = random.IntN(peers)
+		}
+		rest := slices.DeleteFunc([]int{0, 1, 2, 3}, func(i int) bool { return i == victim })
+		var fault string
+		switch n % 4 {
+		case 0:
+			fault = "leader and learner cut off from the other voters"
+			c.Links.Partition([]int{leader, voters}, others)
+			answered(20, others...)
+			c.Links.Heal()
+		case 1:
+			fault = "kill"
+			c.must(c.Peer(victim).Kill())
+			answered(10, rest...)
+			c.must(c.Peer(victim).Start())
+		case 2:
+			fault = "freeze"
+			c.must(c.Peer(victim).Freeze())
+			answered(10, rest...)
+			c.must(c.Peer(victim).Thaw())
+		case 3:
+			fault = "transfer"
+			if err := operator.TransferLeadership(ctx, harness.PeerName(others[random.IntN(2)])); err != nil {
+				c.t.Logf("transfer: %v", err)
+			}
+		}
+		over := time.Since(h.begin)
+		done[fault]++
+		answered(10, 0, 1, 2, 3)
+		c.t.Logf("%6.2fs %s of %s (leader %s), over at %.2fs, all answer at %.2fs", from.Seconds(), fault, harness.PeerName(victim), harness.PeerName(leader), over.Seconds(), time.Since(h.begin).Seconds())
+	}
+	return done
 }
 
 // ask makes one operation. known is false when it certainly had no effect and

@@ -1,0 +1,380 @@
+// Package harness runs a cluster of the real programs, nexus and keeper, each a
+// process of its own, for tests that break things on purpose: processes are
+// killed, frozen and started again, and every link between two peers can be
+// cut, each direction for itself.
+//
+// It knows nothing of what a test checks. It needs no privileges, and Linux for
+// the links: see Links.
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/identity"
+	"github.com/spike-ha/spike-ha/identity/devca"
+	"github.com/spike-ha/spike-ha/internal/process"
+	"github.com/spike-ha/spike-ha/secret"
+)
+
+// TrustDomain is that of every identity.
+const TrustDomain = "spike.ist"
+
+// Superuser is the SPIFFE path of who may do everything.
+const Superuser = "/spike/pilot/role/superuser"
+
+// Options say what to run.
+type Options struct {
+	Dir      string // of this cluster alone; short, for the sake of sockets
+	Binaries string // directory of nexus and keeper
+	// Versions, by name of a process, are directories of other builds of it.
+	Versions map[string]string
+	Voters   int // form the cluster: nexus-1 …
+	Learners int // join it: the names go on
+	Keepers  int // keeper-1 …; 1 when 0
+	// Links puts a proxy in front of each peer port.
+	Links bool
+	// TTL is the life of SVIDs; devca.DefaultTTL when 0.
+	TTL time.Duration
+	// Args are given to every nexus besides.
+	Args []string
+}
+
+// Cluster is a running cluster. Its methods may be called from any goroutine.
+type Cluster struct {
+	Authority *devca.Authority
+	Links     *Links // nil without Options.Links
+
+	o       Options
+	spawner *process.Spawner
+	peers   []*process.Child
+	keepers []*process.Child
+	log     *os.File
+	metrics []string
+}
+
+// Start starts everything, gives the cluster its key and waits until all peers
+// serve. ctx bounds that. The caller closes the cluster, also after an error.
+func Start(ctx context.Context, o Options) (*Cluster, error) {
+	if o.Keepers == 0 {
+		o.Keepers = 1
+	}
+	c := &Cluster{o: o, spawner: process.NewSpawner()}
+	return c, c.start(ctx)
+}
+
+func (c *Cluster) start(ctx context.Context) (err error) {
+	for _, sub := range []string{"sockets", "logs", "data"} {
+		if err := os.MkdirAll(c.path(sub), 0o700); err != nil {
+			return err
+		}
+	}
+	if c.log, err = os.Create(c.path("logs", "authority.log")); err != nil {
+		return err
+	}
+	if c.Authority, err = devca.Serve(context.WithoutCancel(ctx), devca.Options{Dir: c.path("sockets"), TrustDomain: TrustDomain,
+		TTL: c.o.TTL, Logger: slog.New(slog.NewTextHandler(c.log, nil))}); err != nil {
+		return err
+	}
+	if err := c.plan(); err != nil {
+		return err
+	}
+	for _, p := range append(c.keepers, c.peers...) {
+		if err := p.Start(); err != nil {
+			return err
+		}
+	}
+	return c.bringUp(ctx)
+}
+
+// plan makes the processes.
+func (c *Cluster) plan() error {
+	var keepers, voters []string
+	total := c.o.Voters + c.o.Learners
+	backends, addresses := make([]string, total), make([]string, total)
+	for i := range total {
+		var err error
+		if backends[i], err = freeAddress(); err != nil {
+			return err
+		}
+	}
+	copy(addresses, backends)
+	if c.o.Links {
+		var err error
+		if c.Links, err = newLinks(backends, c.pids); err != nil {
+			return err
+		}
+		copy(addresses, c.Links.addresses)
+	}
+	for i := range c.o.Keepers {
+		name := fmt.Sprintf("keeper-%d", i+1)
+		address, err := freeAddress()
+		if err != nil {
+			return err
+		}
+		keepers = append(keepers, name+"=https://"+address)
+		child, err := c.child("keeper", name, "https://"+address, "--id", name, "--listen", address, "--trust-domain", TrustDomain, "--socket")
+		if err != nil {
+			return err
+		}
+		c.keepers = append(c.keepers, child)
+	}
+	for i := range c.o.Voters {
+		voters = append(voters, fmt.Sprintf("%s=%s", PeerName(i), addresses[i]))
+	}
+	for i := range total {
+		name := PeerName(i)
+		api, err := freeAddress()
+		if err != nil {
+			return err
+		}
+		metrics, err := freeAddress()
+		if err != nil {
+			return err
+		}
+		c.metrics = append(c.metrics, metrics)
+		list := []string{"--peers", strings.Join(voters, ",")}
+		if i >= c.o.Voters {
+			list = []string{"--join", strings.Join(voters, ",")}
+		}
+		args := append([]string{"--id", name, "--data-dir", c.path("data", name), "--listen", api, "--peer-listen", backends[i],
+			"--metrics-listen", metrics, "--keepers", strings.Join(keepers, ","), "--trust-root", TrustDomain}, list...)
+		args = append(args, c.o.Args...)
+		child, err := c.child("nexus", name, "https://"+api, append(args, "--endpoint-socket")...)
+		if err != nil {
+			return err
+		}
+		c.peers = append(c.peers, child)
+	}
+	return nil
+}
+
+// child makes one; the last of its arguments is left open for its socket.
+func (c *Cluster) child(program, name, address string, args ...string) (*process.Child, error) {
+	socket, err := c.Authority.Add("/spike/" + program + "/" + name)
+	if err != nil {
+		return nil, err
+	}
+	return &process.Child{Name: name, Address: address, Binary: filepath.Join(c.binaries(name), program), Args: append(args, socket),
+		LogFile: c.path("logs", name+".log"), Spawner: c.spawner}, nil
+}
+
+func (c *Cluster) binaries(name string) string {
+	if dir := c.o.Versions[name]; dir != "" {
+		return dir
+	}
+	return c.o.Binaries
+}
+
+// bringUp forms the cluster, gives it its key and adds the learners.
+func (c *Cluster) bringUp(ctx context.Context) error {
+	boot, done, err := c.Client(ctx, "/spike/bootstrap")
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := Poll(ctx, func() error {
+		err := boot.Init(ctx, 0, 0)
+		if secret.CodeOf(err) == secret.CodeConflict {
+			return nil
+		}
+		return err
+	}); err != nil {
+		return fmt.Errorf("giving the cluster its key: %w", err)
+	}
+	operator, done, err := c.Client(ctx, Superuser)
+	if err != nil {
+		return err
+	}
+	defer done()
+	for i := c.o.Voters; i < len(c.peers); i++ {
+		if err := operator.AddMember(ctx, PeerName(i), c.PeerAddress(i)); err != nil {
+			return fmt.Errorf("adding %s: %w", PeerName(i), err)
+		}
+	}
+	return Poll(ctx, func() error { return c.Whole(ctx, operator) })
+}
+
+// Whole is nil when all members serve the same state at one index.
+func (c *Cluster) Whole(ctx context.Context, operator *client.Client) error {
+	status, err := operator.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if len(status.Peers) != len(c.peers) {
+		return fmt.Errorf("%d members", len(status.Peers))
+	}
+	for _, p := range status.Peers {
+		first := status.Peers[0]
+		switch {
+		case !p.Reachable || p.Sealed || p.Damaged > 0:
+			return fmt.Errorf("%s is %s, sealed %v, with %d damaged records: %s", p.ID, p.State, p.Sealed, p.Damaged, p.Reason)
+		case p.AppliedIndex != first.AppliedIndex:
+			return fmt.Errorf("%s is at index %d, %s at %d", p.ID, p.AppliedIndex, first.ID, first.AppliedIndex)
+		case p.StateHash != first.StateHash:
+			return fmt.Errorf("%w: %s and %s at index %d", ErrDiverged, p.ID, first.ID, p.AppliedIndex)
+		}
+	}
+	return nil
+}
+
+// ErrDiverged says that two peers have different states at one index.
+var ErrDiverged = errors.New("the states of two peers differ")
+
+// PeerName and KeeperName name the processes, numbered from 0.
+func PeerName(i int) string { return fmt.Sprintf("nexus-%d", i+1) }
+
+// KeeperName is PeerName of Keepers.
+func KeeperName(i int) string { return fmt.Sprintf("keeper-%d", i+1) }
+
+// Peer is the process of a peer.
+func (c *Cluster) Peer(i int) *process.Child { return c.peers[i] }
+
+// Peers is how many there are, learners included.
+func (c *Cluster) Peers() int { return len(c.peers) }
+
+// Keeper is the process of a Keeper.
+func (c *Cluster) Keeper(i int) *process.Child { return c.keepers[i] }
+
+// PeerAddress is where the others reach a peer.
+func (c *Cluster) PeerAddress(i int) string {
+	if c.Links != nil {
+		return c.Links.addresses[i]
+	}
+	for k, arg := range c.peers[i].Args {
+		if arg == "--peer-listen" {
+			return c.peers[i].Args[k+1]
+		}
+	}
+	return ""
+}
+
+// Metrics is the address of a peer's metrics and probes.
+func (c *Cluster) Metrics(i int) string { return c.metrics[i] }
+
+// pids are the numbers of the peers by those of their processes.
+func (c *Cluster) pids() map[int]int {
+	all := map[int]int{}
+	for i, p := range c.peers {
+		if pid, _, ok := p.Running(); ok {
+			all[pid] = i
+		}
+	}
+	return all
+}
+
+// Source opens the identity at a SPIFFE path.
+func (c *Cluster) Source(ctx context.Context, path string) (*identity.Source, error) {
+	socket, err := c.Authority.Add(path)
+	if err != nil {
+		return nil, err
+	}
+	return identity.Open(ctx, identity.Options{Socket: socket, Timeout: 30 * time.Second, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// Client makes a client with an identity, of the peers named, or of all; the
+// caller runs done at the end.
+func (c *Cluster) Client(ctx context.Context, path string, peers ...int) (_ *client.Client, done func(), err error) {
+	source, err := c.Source(ctx, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	cl, err := client.New(client.Config{Addresses: c.APIs(peers...), Attempt: 5 * time.Second, Patience: 90 * time.Second,
+		TLS: source.Client(func(spiffeid.ID) error { return nil })})
+	if err != nil {
+		source.Close()
+		return nil, nil, err
+	}
+	return cl, func() { cl.Close(); source.Close() }, nil
+}
+
+// APIs are the addresses of the peers named, or of all.
+func (c *Cluster) APIs(peers ...int) (list []string) {
+	for i, p := range c.peers {
+		if len(peers) == 0 {
+			list = append(list, p.Address)
+		}
+		for _, want := range peers {
+			if want == i {
+				list = append(list, p.Address)
+			}
+		}
+	}
+	return list
+}
+
+// Logs writes the end of each process's log to w.
+func (c *Cluster) Logs(w io.Writer, bytesOfEach int) {
+	names, _ := filepath.Glob(c.path("logs", "*.log"))
+	for _, name := range names {
+		raw, _ := os.ReadFile(name)
+		fmt.Fprintf(w, "--- %s\n%s\n", filepath.Base(name), raw[max(0, len(raw)-bytesOfEach):])
+	}
+}
+
+// Close kills what runs; the directory stays.
+func (c *Cluster) Close() {
+	for _, p := range append(c.peers, c.keepers...) {
+		p.Thaw()
+		p.Kill()
+	}
+	if c.Links != nil {
+		c.Links.close()
+	}
+	if c.Authority != nil {
+		c.Authority.Close()
+	}
+	if c.log != nil {
+		c.log.Close()
+	}
+	c.spawner.Close()
+}
+
+func (c *Cluster) path(parts ...string) string {
+	return filepath.Join(append([]string{c.o.Dir}, parts...)...)
+}
+
+// freeAddress is an address that nothing listens on, with a port below the range
+// from which systems take those of outgoing connections: such a one could be
+// taken while its process is down.
+func freeAddress() (string, error) {
+	var err error
+	for range 100 {
+		var l net.Listener
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(8000))
+		if l, err = net.Listen("tcp", address); err == nil {
+			return address, l.Close()
+		}
+	}
+	return "", fmt.Errorf("no free port was found: %w", err)
+}
+
+// Poll tries again until check returns nil or ctx ends; then it returns what
+// check said last.
+func Poll(ctx context.Context, check func() error) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
+		}
+	}
+}
