@@ -7,7 +7,7 @@ BIN     := bin
 PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev demo test test-long bench fuzz lint fmt proto pins clean
+.PHONY: help build dev demo test test-long bench bench-all fuzz lint fmt proto pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ test-long: build ## what takes minutes per case: many runs in a row, long fuzzin
 	SPIKE_TEST_LONG=1 $(GO) test -race -timeout 60m -count 1 ./...
 	$(MAKE) fuzz FUZZTIME=300000x
 
-bench: ## benchmarks, with memory
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: ## measure real processes over mTLS, against a floor in the same run; ~6 minutes, alone on the machine
+	$(GO) test -run '^$$' -bench . -timeout 30m ./tests/e2e
+
+bench-all: ## the benchmarks of all packages, with memory
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
 
 # A number of executions, not a time: when its time is up, the fuzzer of Go
 # sometimes reports its own deadline as a failure.

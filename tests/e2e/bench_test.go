@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/tests/harness"
 )
 
 // value is 256 bytes.
@@ -100,6 +101,7 @@ func BenchmarkRequests(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	each := []*client.Client{c.client(superuser, 0), c.client(superuser, 1), c.client(superuser, 2)}
 	floor := bareTLS(b, c)
 	for _, clients := range []int{1, 16, 64} {
 		var floorRate float64
@@ -110,10 +112,16 @@ func BenchmarkRequests(b *testing.B) {
 		for _, via := range []struct {
 			name string
 			cl   *client.Client
-		}{{"leader", c.client(superuser, leader)}, {"follower", c.client(superuser, follower)}} {
+		}{{"leader", c.client(superuser, leader)}, {"follower", c.client(superuser, follower)}, {"spread", nil}} {
+			of := func(n int) *client.Client {
+				if via.cl == nil {
+					return each[n%3]
+				}
+				return via.cl
+			}
 			b.Run(fmt.Sprintf("get/via=%s/clients=%d", via.name, clients), func(b *testing.B) {
 				rate := drive(b, clients, func(n int) error {
-					_, _, err := via.cl.Get(ctx, fmt.Sprintf("bench/%d", n%1000), 0)
+					_, _, err := of(n).Get(ctx, fmt.Sprintf("bench/%d", n%1000), 0)
 					return err
 				})
 				b.ReportMetric(rate, "req/s")
@@ -121,7 +129,7 @@ func BenchmarkRequests(b *testing.B) {
 			})
 			b.Run(fmt.Sprintf("put/via=%s/clients=%d", via.name, clients), func(b *testing.B) {
 				rate := drive(b, clients, func(n int) error {
-					_, err := via.cl.Put(ctx, fmt.Sprintf("bench/%d", n%1000), value, nil)
+					_, err := of(n).Put(ctx, fmt.Sprintf("bench/%d", n%1000), value, nil)
 					return err
 				})
 				b.ReportMetric(rate, "req/s")
@@ -176,30 +184,51 @@ func bareTLS(b *testing.B, c *cluster) func(int) error {
 	}
 }
 
-// BenchmarkFailover kills the leader 30 times and reports the time from each
-// kill to the next acknowledged write through the survivors.
+// BenchmarkFailover takes the leader away 30 times and reports the time from each
+// fault to the next acknowledged write through the survivors: killed, its
+// connections break; frozen or cut off, it only falls silent.
 func BenchmarkFailover(b *testing.B) {
-	c := up(b)
-	cl := c.client(superuser)
-	var times []float64
-	for range max(b.N, 30) {
-		leader := c.leader(cl)
-		rest := c.client(superuser, (leader+1)%3, (leader+2)%3)
-		if _, err := rest.Put(ctx, "failover", value, nil); err != nil { // connected, before the clock runs
-			b.Fatal(err)
-		}
-		c.kill(peerName(leader))
-		begin := time.Now()
-		if _, err := rest.Put(ctx, "failover", value, nil); err != nil {
-			b.Fatal(err)
-		}
-		times = append(times, time.Since(begin).Seconds())
-		c.start(peerName(leader))
-		c.whole(cl)
+	for _, fault := range []struct {
+		name       string
+		harm, mend func(c *brokenCluster, leader int) error
+	}{
+		{"kill", func(c *brokenCluster, leader int) error { return c.Peer(leader).Kill() },
+			func(c *brokenCluster, leader int) error { return c.Peer(leader).Start() }},
+		{"freeze", func(c *brokenCluster, leader int) error { return c.Peer(leader).Freeze() },
+			func(c *brokenCluster, leader int) error { return c.Peer(leader).Thaw() }},
+		{"cut", func(c *brokenCluster, leader int) error {
+			c.Links.Partition([]int{(leader + 1) % 3, (leader + 2) % 3})
+			return nil
+		},
+			func(c *brokenCluster, leader int) error { c.Links.Heal(); return nil }},
+	} {
+		b.Run(fault.name, func(b *testing.B) {
+			c := broken(b, harness.Options{Voters: 3, Links: true})
+			cl := c.client(harness.Superuser)
+			var rest [3]*client.Client
+			for i := range rest {
+				rest[i] = c.client(harness.Superuser, (i+1)%3, (i+2)%3)
+			}
+			var times []float64
+			for range max(b.N, 30) {
+				leader := c.leader(cl)
+				if _, err := rest[leader].Put(ctx, "failover", value, nil); err != nil { // connected, before the clock runs
+					b.Fatal(err)
+				}
+				begin := time.Now()
+				c.must(fault.harm(c, leader))
+				if _, err := rest[leader].Put(ctx, "failover", value, nil); err != nil {
+					b.Fatal(err)
+				}
+				times = append(times, time.Since(begin).Seconds())
+				c.must(fault.mend(c, leader))
+				c.eventually("all serve", func() error { return c.Whole(ctx, cl) })
+			}
+			slices.Sort(times)
+			b.ReportMetric(times[len(times)/2], "s-p50")
+			b.ReportMetric(times[len(times)-1], "s-max")
+		})
 	}
-	slices.Sort(times)
-	b.ReportMetric(times[len(times)/2], "s-p50")
-	b.ReportMetric(times[len(times)-1], "s-max")
 }
 
 // BenchmarkReadAfterWriteElsewhere writes through one peer of an idle cluster
