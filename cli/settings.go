@@ -12,7 +12,7 @@ import (
 )
 
 func clusterCommand() *cli.Command {
-	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole: its members and settings (changes take the role superuser)", Subcommands: append(memberCommands(), []*cli.Command{
+	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole: its members and settings (changes take the role superuser)", Subcommands: append(append(memberCommands(), offlineCommands()...), []*cli.Command{
 		{Name: "settings", Usage: "what holds for all peers", Subcommands: []*cli.Command{
 			{Name: "get", Usage: "show the settings", ArgsUsage: "", Action: with(getSettings)},
 			{Name: "set", Usage: "change settings, as superuser", ArgsUsage: "NAME=VALUE...",

@@ -239,6 +239,12 @@ func Start(ctx context.Context, c Config) (_ *Node, err error) {
 	if m != nil && m.GetSelf() != c.ID {
 		return nil, fmt.Errorf("%w: %s holds the data of peer %q, this peer is %q", ErrForeignData, c.Dir, m.GetSelf(), c.ID)
 	}
+	switch m.GetPhase() {
+	case peerpb.Phase_PHASE_RECOVERING:
+		return nil, fmt.Errorf("%s: %w", c.Dir, ErrRecovering)
+	case peerpb.Phase_PHASE_SUPERSEDED:
+		return nil, fmt.Errorf("%s: %w", c.Dir, ErrSuperseded)
+	}
 	n.marker.Store(m)
 	if err := n.openData(ctx); err != nil {
 		return nil, err

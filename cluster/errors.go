@@ -53,6 +53,10 @@ var (
 	ErrDiskHangs = errors.New("the disk of the Raft log hangs; this peer stops so that another can lead: look at the disk, then start it again")
 	// ErrPeersDiffer: two peers were configured with different lists of peers.
 	ErrPeersDiffer = errors.New("the peers are configured with different lists of peers; make them identical")
+	// ErrRecovering: recovery was begun on this data and did not come to its end.
+	ErrRecovering = errors.New("the recovery of this peer was interrupted; run the same 'spikectl cluster recover' again")
+	// ErrSuperseded: an operator recovered the cluster without this peer.
+	ErrSuperseded = errors.New("the cluster was recovered from another peer, and what this one holds is of the time before: wipe its data directory, audit log aside, and join it again")
 	// ErrRemoved: this peer is no longer a member.
 	ErrRemoved = errors.New("this peer was removed from the cluster")
 	// ErrWrongPeer: the other side of a connection is not who it should be.

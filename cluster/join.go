@@ -182,6 +182,7 @@ func (n *Node) belong() {
 		if err != nil || n.leader() != "" {
 			continue
 		}
+		n.heed(s.clusterID, s.incarnation)
 		switch s.verdict {
 		case peerpb.AdmitResponse_VERDICT_NO_MEMBER:
 			if n.removed.CompareAndSwap(false, true) {
@@ -203,6 +204,9 @@ func (s service) Admit(ctx context.Context, req *peerpb.AdmitRequest) (*peerpb.A
 	}
 	id, inc, formed := n.Identity()
 	resp := &peerpb.AdmitResponse{ClusterId: id[:], Incarnation: inc}
+	if formed && n.isMember(from) {
+		n.heed(req.GetScope().GetClusterId(), req.GetScope().GetIncarnation())
+	}
 	r := n.raft.Load()
 	if !formed || r == nil || n.ctx.Err() != nil || n.removed.Load() {
 		return &peerpb.AdmitResponse{}, nil

@@ -66,7 +66,7 @@ func decodeMarker(b []byte) (*peerpb.Marker, error) {
 		return nil, fmt.Errorf("%w: %v", ErrCorruptMarker, err)
 	}
 	if len(m.GetClusterId()) != 16 || m.GetIncarnation() == 0 || m.GetSelf() == "" || len(m.GetPeers()) == 0 ||
-		m.GetPhase() < peerpb.Phase_PHASE_PREPARED || m.GetPhase() > peerpb.Phase_PHASE_STARTED {
+		m.GetPhase() < peerpb.Phase_PHASE_PREPARED || m.GetPhase() > peerpb.Phase_PHASE_SUPERSEDED {
 		return nil, fmt.Errorf("%w: incomplete", ErrCorruptMarker)
 	}
 	return m, nil

@@ -122,7 +122,7 @@ func (n *Node) openData(ctx context.Context) error {
 	switch phase := n.marker.Load().GetPhase(); {
 	case phase < peerpb.Phase_PHASE_READY && has:
 		return fmt.Errorf("%w: %s has Raft data, but no marker says of which cluster", ErrForeignData, n.cfg.Dir)
-	case phase == peerpb.Phase_PHASE_STARTED:
+	case phase >= peerpb.Phase_PHASE_STARTED:
 		// Snapshots count as state for the library, but term and vote are in the log
 		// file alone; a peer that ever ran has a term.
 		if term, err := n.store.bolt.GetUint64([]byte("CurrentTerm")); !has || err != nil || term == 0 {
@@ -216,6 +216,7 @@ func (n *Node) run() {
 	}()
 	n.goDo(n.form)
 	n.goDo(n.belong)
+	n.goDo(n.fence)
 	n.goDo(n.queue.run)
 	n.goDo(n.watch)
 	go n.watchDisk()
@@ -338,7 +339,8 @@ func (n *Node) addressOf(id string) string {
 			logged = string(s.Address)
 		}
 	}
-	for _, p := range n.marker.Load().GetPeers() {
+	m := n.marker.Load()
+	for _, p := range append(m.GetSuperseded()[:len(m.GetSuperseded()):len(m.GetSuperseded())], m.GetPeers()...) {
 		if p.GetId() == id {
 			first = p.GetAddress()
 		}

@@ -28,6 +28,7 @@ type Status struct {
 	Leader        string // id; "" when none is known
 	Term          uint64
 	LastIndex     uint64 // of the log
+	LastTerm      uint64 // of its last entry
 	CommitIndex   uint64
 	CommitCommand uint64 // greatest command index at or below CommitIndex: where AppliedIndex gets to
 	AppliedIndex  uint64 // greatest command applied, see Node.Applied
@@ -80,7 +81,9 @@ func (n *Node) Status() Status {
 	}
 	s.Leader = n.leader()
 	s.Term, s.LastIndex, s.CommitIndex = r.CurrentTerm(), r.LastIndex(), r.CommitIndex()
-	s.SnapshotIndex, _ = strconv.ParseUint(r.Stats()["last_snapshot_index"], 10, 64)
+	stats := r.Stats()
+	s.SnapshotIndex, _ = strconv.ParseUint(stats["last_snapshot_index"], 10, 64)
+	s.LastTerm, _ = strconv.ParseUint(stats["last_log_term"], 10, 64)
 	s.CommitCommand = s.CommitIndex
 	if s.State != Stopped {
 		if command, err := n.reads.command(s.CommitIndex); err == nil {

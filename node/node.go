@@ -109,7 +109,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 		return nil, err
 	}
 	n.store = store.New(store.Config{Machine: n.machine, Log: proposals{n.cluster}, Keys: keys{n.seal}, Recorder: n.audit,
-		Operator: operator{n}, Logger: log.With("part", "store"), ClearPaths: cfg.AuditClearPaths})
+		Operator: operator{n}, Incarnation: n.incarnation, Logger: log.With("part", "store"), ClearPaths: cfg.AuditClearPaths})
 	n.cluster.Handle(rpcStatus, n.answerStatus)
 	n.cluster.Handle(rpcRestore, n.answerRestore)
 	n.cluster.Handle(rpcDrain, n.answerDrain)
@@ -159,7 +159,7 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 		}
 	}
 	n.cluster, err = cluster.Start(ctx, cluster.Config{
-		ID: n.cfg.ID, Dir: n.cfg.DataDir + "/raft", Listener: listener, Peers: list, Join: join,
+		ID: n.cfg.ID, Dir: raftDir(n.cfg.DataDir), Listener: listener, Peers: list, Join: join,
 		Levels:   func() (knows, uses uint32) { return fsm.Level, n.machine.View().Level() },
 		Security: security, StateMachine: machine{n.machine}, Logger: n.log.With("part", "cluster"),
 		Timing:        cluster.Timing{Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Heartbeat, Lease: n.cfg.Heartbeat / 2},

@@ -124,7 +124,7 @@ func (n *Node) ownStatus() client.PeerStatus {
 		fault = err.Error()
 	}
 	return client.PeerStatus{ID: n.cfg.ID, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
-		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(),
+		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
 		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Damaged: n.store.Damaged()}
 }

@@ -47,7 +47,7 @@ func (s *Store) Token(index uint64) string {
 	if index == 0 {
 		index = p.view.Index()
 	}
-	id, incarnation := p.view.Cluster()
+	id, incarnation := s.cluster(p)
 	b := make([]byte, 0, tokenSize)
 	b = append(append(b, tokenFormat), id...)
 	b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, incarnation), index)
@@ -59,6 +59,17 @@ func (s *Store) Token(index uint64) string {
 		return ""
 	}
 	return base64.RawURLEncoding.EncodeToString(append(b, mac...))
+}
+
+// cluster is whose tokens are good. After the loss of a majority the cluster
+// may have lost entries that tokens stand for, and has another incarnation; the
+// replicated state has not heard of that.
+func (s *Store) cluster(p *published) (id []byte, incarnation uint64) {
+	id, incarnation = p.view.Cluster()
+	if s.cfg.Incarnation != nil {
+		incarnation = s.cfg.Incarnation()
+	}
+	return id, incarnation
 }
 
 func (s *Store) tokenMAC(body []byte) ([]byte, error) {
@@ -79,7 +90,7 @@ func (s *Store) openToken(p *published, token string) (index uint64, err error) 
 	if err != nil {
 		return 0, err
 	}
-	id, incarnation := p.view.Cluster()
+	id, incarnation := s.cluster(p)
 	if !hmac.Equal(mac, b[tokenBody:]) || b[0] != tokenFormat || string(b[1:17]) != string(id) ||
 		binary.BigEndian.Uint64(b[17:]) != incarnation {
 		return 0, errToken()

@@ -110,7 +110,10 @@ type Config struct {
 	Keys     Keys
 	Recorder Recorder
 	Operator Operator
-	Logger   *slog.Logger
+	// Incarnation tells the incarnation that index tokens are of; that of the
+	// replicated state when nil.
+	Incarnation func() uint64
+	Logger      *slog.Logger
 	// ClearPaths writes paths into audit records as they are, by the operator's
 	// explicit choice; the default is a keyed hash.
 	ClearPaths bool

@@ -313,6 +313,20 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return status, err
 }
 
+// StatusOf is Status from one peer, by its place in Peers.
+func (c *Client) StatusOf(ctx context.Context, peer int) (status Status, err error) {
+	code, body, err := c.attempt(ctx, c.peers[peer], http.MethodGet, RouteStatus, nil, "")
+	switch {
+	case err != nil:
+		return status, err
+	case code != http.StatusOK:
+		return status, failure(code, body)
+	case json.Unmarshal(body, &status) != nil:
+		return status, secret.Errorf(secret.CodeInternal, "the peer's answer is not understood")
+	}
+	return status, nil
+}
+
 // Health asks one peer, by its place in Peers, how it is.
 func (c *Client) Health(ctx context.Context, peer int) (Health, error) {
 	var health Health

@@ -299,6 +299,8 @@ type PeerStatus struct {
 	Term         uint64    `json:"term"`
 	CommitIndex  uint64    `json:"commitIndex"`
 	AppliedIndex uint64    `json:"appliedIndex"`
+	LastTerm     uint64    `json:"lastTerm"`  // of the newest entry of its log, committed or not
+	LastIndex    uint64    `json:"lastIndex"` // the same
 	DataHash     string    `json:"dataHash"`  // of secrets and policies at appliedIndex
 	StateHash    string    `json:"stateHash"` // of everything at appliedIndex
 	AuditCount   uint64    `json:"auditRecords"`

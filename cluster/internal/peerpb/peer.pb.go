@@ -145,6 +145,9 @@ const (
 	Phase_PHASE_PREPARED Phase = 1 // knows the identity; has not started Raft
 	Phase_PHASE_READY    Phase = 2 // everybody is prepared: may write its Raft configuration
 	Phase_PHASE_STARTED  Phase = 3 // the Raft configuration is on disk
+	// Only in markers; a peer with either does not start.
+	Phase_PHASE_RECOVERING Phase = 4 // offline recovery has begun: it must be run to its end
+	Phase_PHASE_SUPERSEDED Phase = 5 // the cluster was recovered without this peer
 )
 
 // Enum value maps for Phase.
@@ -154,12 +157,16 @@ var (
 		1: "PHASE_PREPARED",
 		2: "PHASE_READY",
 		3: "PHASE_STARTED",
+		4: "PHASE_RECOVERING",
+		5: "PHASE_SUPERSEDED",
 	}
 	Phase_value = map[string]int32{
-		"PHASE_EMPTY":    0,
-		"PHASE_PREPARED": 1,
-		"PHASE_READY":    2,
-		"PHASE_STARTED":  3,
+		"PHASE_EMPTY":      0,
+		"PHASE_PREPARED":   1,
+		"PHASE_READY":      2,
+		"PHASE_STARTED":    3,
+		"PHASE_RECOVERING": 4,
+		"PHASE_SUPERSEDED": 5,
 	}
 )
 
@@ -1599,8 +1606,11 @@ type Marker struct {
 	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Self          string                 `protobuf:"bytes,4,opt,name=self,proto3" json:"self,omitempty"`
-	Peers         []*Member              `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`    // as agreed at forming, or told at joining
-	Joined        bool                   `protobuf:"varint,6,opt,name=joined,proto3" json:"joined,omitempty"` // came to a formed cluster: never writes a first configuration
+	Peers         []*Member              `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`                                    // as agreed at forming, or told at joining
+	Joined        bool                   `protobuf:"varint,6,opt,name=joined,proto3" json:"joined,omitempty"`                                 // came to a formed cluster: never writes a first configuration
+	Recovery      *Recovery              `protobuf:"bytes,7,opt,name=recovery,proto3" json:"recovery,omitempty"`                              // with PHASE_RECOVERING
+	Superseded    []*Member              `protobuf:"bytes,8,rep,name=superseded,proto3" json:"superseded,omitempty"`                          // members before this peer was recovered, to be told so
+	SupersededBy  uint64                 `protobuf:"varint,9,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"` // with PHASE_SUPERSEDED: the incarnation
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1675,6 +1685,104 @@ func (x *Marker) GetJoined() bool {
 		return x.Joined
 	}
 	return false
+}
+
+func (x *Marker) GetRecovery() *Recovery {
+	if x != nil {
+		return x.Recovery
+	}
+	return nil
+}
+
+func (x *Marker) GetSuperseded() []*Member {
+	if x != nil {
+		return x.Superseded
+	}
+	return nil
+}
+
+func (x *Marker) GetSupersededBy() uint64 {
+	if x != nil {
+		return x.SupersededBy
+	}
+	return 0
+}
+
+// Recovery is what an offline recovery is to come to.
+type Recovery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation   uint64                 `protobuf:"varint,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`           // the new one
+	LastTerm      uint64                 `protobuf:"varint,2,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"` // of the newest entry before it
+	LastIndex     uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`    // of the snapshot that replaces log and snapshots
+	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"` // of this peer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recovery) Reset() {
+	*x = Recovery{}
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recovery) ProtoMessage() {}
+
+func (x *Recovery) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_internal_peerpb_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return file_cluster_internal_peerpb_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Recovery) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Recovery) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *Recovery) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *Recovery) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Recovery) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
 }
 
 var File_cluster_internal_peerpb_peer_proto protoreflect.FileDescriptor
@@ -1807,7 +1915,7 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\rSTATUS_FAILED\x10\x01\x12\x17\n" +
 	"\x13STATUS_UNKNOWN_KIND\x10\x02\x12\x14\n" +
 	"\x10STATUS_TOO_LARGE\x10\x03\x12\x12\n" +
-	"\x0eSTATUS_FOREIGN\x10\x04\"\xd2\x01\n" +
+	"\x0eSTATUS_FOREIGN\x10\x04\"\xe7\x02\n" +
 	"\x06Marker\x12,\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x16.spikeha.peer.v1.PhaseR\x05phase\x12\x1d\n" +
 	"\n" +
@@ -1815,7 +1923,19 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12\x12\n" +
 	"\x04self\x18\x04 \x01(\tR\x04self\x12-\n" +
 	"\x05peers\x18\x05 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers\x12\x16\n" +
-	"\x06joined\x18\x06 \x01(\bR\x06joined*|\n" +
+	"\x06joined\x18\x06 \x01(\bR\x06joined\x125\n" +
+	"\brecovery\x18\a \x01(\v2\x19.spikeha.peer.v1.RecoveryR\brecovery\x127\n" +
+	"\n" +
+	"superseded\x18\b \x03(\v2\x17.spikeha.peer.v1.MemberR\n" +
+	"superseded\x12#\n" +
+	"\rsuperseded_by\x18\t \x01(\x04R\fsupersededBy\"\x98\x01\n" +
+	"\bRecovery\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1b\n" +
+	"\tlast_term\x18\x02 \x01(\x04R\blastTerm\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x03 \x01(\x04R\tlastIndex\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress*|\n" +
 	"\aOutcome\x12\x13\n" +
 	"\x0fOUTCOME_UNKNOWN\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x18\n" +
@@ -1827,12 +1947,14 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\x12REFUSAL_NOT_LEADER\x10\x01\x12\x15\n" +
 	"\x11REFUSAL_NOT_READY\x10\x02\x12\x17\n" +
 	"\x13REFUSAL_NO_MAJORITY\x10\x03\x12\x13\n" +
-	"\x0fREFUSAL_FOREIGN\x10\x04*P\n" +
+	"\x0fREFUSAL_FOREIGN\x10\x04*|\n" +
 	"\x05Phase\x12\x0f\n" +
 	"\vPHASE_EMPTY\x10\x00\x12\x12\n" +
 	"\x0ePHASE_PREPARED\x10\x01\x12\x0f\n" +
 	"\vPHASE_READY\x10\x02\x12\x11\n" +
-	"\rPHASE_STARTED\x10\x032\x8a\x04\n" +
+	"\rPHASE_STARTED\x10\x03\x12\x14\n" +
+	"\x10PHASE_RECOVERING\x10\x04\x12\x14\n" +
+	"\x10PHASE_SUPERSEDED\x10\x052\x8a\x04\n" +
 	"\x04Peer\x12L\n" +
 	"\aPropose\x12\x1f.spikeha.peer.v1.ProposeRequest\x1a .spikeha.peer.v1.ProposeResponse\x12R\n" +
 	"\tReadIndex\x12!.spikeha.peer.v1.ReadIndexRequest\x1a\".spikeha.peer.v1.ReadIndexResponse\x12C\n" +
@@ -1855,7 +1977,7 @@ func file_cluster_internal_peerpb_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_cluster_internal_peerpb_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_cluster_internal_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_cluster_internal_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_cluster_internal_peerpb_peer_proto_goTypes = []any{
 	(Outcome)(0),                // 0: spikeha.peer.v1.Outcome
 	(Refusal)(0),                // 1: spikeha.peer.v1.Refusal
@@ -1884,6 +2006,7 @@ var file_cluster_internal_peerpb_peer_proto_goTypes = []any{
 	(*CallRequest)(nil),         // 24: spikeha.peer.v1.CallRequest
 	(*CallResponse)(nil),        // 25: spikeha.peer.v1.CallResponse
 	(*Marker)(nil),              // 26: spikeha.peer.v1.Marker
+	(*Recovery)(nil),            // 27: spikeha.peer.v1.Recovery
 }
 var file_cluster_internal_peerpb_peer_proto_depIdxs = []int32{
 	9,  // 0: spikeha.peer.v1.ProposeRequest.scope:type_name -> spikeha.peer.v1.Scope
@@ -1908,25 +2031,27 @@ var file_cluster_internal_peerpb_peer_proto_depIdxs = []int32{
 	8,  // 19: spikeha.peer.v1.CallResponse.status:type_name -> spikeha.peer.v1.CallResponse.Status
 	2,  // 20: spikeha.peer.v1.Marker.phase:type_name -> spikeha.peer.v1.Phase
 	21, // 21: spikeha.peer.v1.Marker.peers:type_name -> spikeha.peer.v1.Member
-	10, // 22: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
-	13, // 23: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
-	15, // 24: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
-	22, // 25: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
-	24, // 26: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
-	17, // 27: spikeha.peer.v1.Peer.Change:input_type -> spikeha.peer.v1.ChangeRequest
-	19, // 28: spikeha.peer.v1.Peer.Admit:input_type -> spikeha.peer.v1.AdmitRequest
-	11, // 29: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
-	14, // 30: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
-	16, // 31: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
-	23, // 32: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
-	25, // 33: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
-	18, // 34: spikeha.peer.v1.Peer.Change:output_type -> spikeha.peer.v1.ChangeResponse
-	20, // 35: spikeha.peer.v1.Peer.Admit:output_type -> spikeha.peer.v1.AdmitResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	27, // 22: spikeha.peer.v1.Marker.recovery:type_name -> spikeha.peer.v1.Recovery
+	21, // 23: spikeha.peer.v1.Marker.superseded:type_name -> spikeha.peer.v1.Member
+	10, // 24: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
+	13, // 25: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
+	15, // 26: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
+	22, // 27: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
+	24, // 28: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
+	17, // 29: spikeha.peer.v1.Peer.Change:input_type -> spikeha.peer.v1.ChangeRequest
+	19, // 30: spikeha.peer.v1.Peer.Admit:input_type -> spikeha.peer.v1.AdmitRequest
+	11, // 31: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
+	14, // 32: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
+	16, // 33: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
+	23, // 34: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
+	25, // 35: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
+	18, // 36: spikeha.peer.v1.Peer.Change:output_type -> spikeha.peer.v1.ChangeResponse
+	20, // 37: spikeha.peer.v1.Peer.Admit:output_type -> spikeha.peer.v1.AdmitResponse
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_cluster_internal_peerpb_peer_proto_init() }
@@ -1940,7 +2065,7 @@ func file_cluster_internal_peerpb_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_internal_peerpb_peer_proto_rawDesc), len(file_cluster_internal_peerpb_peer_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
