@@ -15,7 +15,7 @@ import (
 	"github.com/spike-ha/spike-ha/seal"
 )
 
-// stopWithin bounds a graceful stop.
+// stopWithin bounds a graceful stop, once the peer is drained.
 const stopWithin = 15 * time.Second
 
 // App is the nexus program: settings to Config, then Run until ctx ends.
@@ -64,6 +64,9 @@ func Run(ctx context.Context, cfg Config, stderr io.Writer) error {
 	case <-ctx.Done():
 	case <-n.Done():
 		err = fmt.Errorf("this peer cannot go on: %w", n.Err())
+	}
+	if err == nil {
+		n.Retire(context.WithoutCancel(ctx))
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()

@@ -43,6 +43,31 @@ func (n *Node) Draining() (leaving, closed bool) {
 	return since != nil, since != nil && n.now().Sub(*since) >= n.cfg.DrainGrace
 }
 
+// Retire prepares for Stop: the peer is drained, leadership goes to the voter that
+// has its keys and has applied most, and clients have the grace to leave. Without
+// another peer that serves there is nowhere for them to go, and no grace. ctx
+// bounds it.
+func (n *Node) Retire(ctx context.Context) {
+	_, closed := n.Draining()
+	n.Drain(true)
+	others := n.others()
+	if len(others) == 0 || n.store.Sealed() {
+		return
+	}
+	handing, cancel := context.WithTimeout(ctx, rpcTimeout)
+	if err := n.handOver(handing, others); err != nil {
+		n.log.Warn("stopping while leader", "reason", err)
+	}
+	cancel()
+	if closed { // an operator began it long ago
+		return
+	}
+	select {
+	case <-time.After(n.cfg.DrainGrace):
+	case <-ctx.Done():
+	}
+}
+
 const rpcDrain = "node.drain"
 
 type drainCall struct {

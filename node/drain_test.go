@@ -124,3 +124,33 @@ func TestDrain(t *testing.T) {
 		t.Error("a restart does not end it")
 	}
 }
+
+// A leader that is stopped fails its readiness and gives leadership to the voter
+// that can serve, not to the one without keys; it serves until it stops.
+func TestRetire(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) { cfg.DrainGrace = 0 }})
+	for i := range 3 {
+		c.StopKeeper(i)
+	}
+	leader := c.Leader()
+	sealed, open := (leader+1)%3, (leader+2)%3
+	c.Stop(sealed)
+	c.Start(sealed)
+	nodetest.Eventually(t, "the sealed peer is caught up", func() error {
+		if s := c.Node(leader).Status(t.Context()); len(s.Peers) != 3 || s.Peers[sealed].AppliedIndex != s.Peers[leader].AppliedIndex || !s.Peers[sealed].Sealed {
+			return fmt.Errorf("%+v", s.Peers)
+		}
+		return nil
+	})
+	c.Node(leader).Retire(t.Context())
+	if h := c.Node(leader).Health(); h.Leader || !h.Draining || h.Sealed {
+		t.Errorf("the peer that is to stop: %+v", h)
+	}
+	nodetest.Eventually(t, "the other peer with keys leads", func() error {
+		if h := c.Node(open).Health(); !h.Leader {
+			return fmt.Errorf("%+v", h)
+		}
+		return nil
+	})
+}

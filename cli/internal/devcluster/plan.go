@@ -57,7 +57,8 @@ func (s *Supervisor) plan() error {
 			"--id", name, "--data-dir", s.home.path("data", name), "--listen", s.shape.address(i, portAPI),
 			"--peer-listen", s.shape.address(i, portPeer), "--metrics-listen", s.shape.address(i, portMetrics),
 			"--peers", strings.Join(peers, ","), "--keepers", strings.Join(keepers, ","),
-			"--trust-root", TrustDomain, "--endpoint-socket")
+			"--trust-root", TrustDomain, "--drain-grace", "0s", // no balancer is to notice anything
+			"--endpoint-socket")
 		if err != nil {
 			return err
 		}
