@@ -76,7 +76,7 @@ type Config struct {
 	ID        string       // stable; equals the id in this peer's certificate
 	Dir       string       // data directory, this peer's alone; made when missing
 	Listener  net.Listener // the peer port; closed by the node
-	Advertise string       // address under which the others reach it; default: its own entry in Peers. Not used yet: a joiner's is what the operator added it with
+	Advertise string       // address under which the others reach it; default: its own entry in Peers. When the cluster has another, the leader is asked to change that. None: what the cluster has stays
 
 	// Peers are the voters of the first bootstrap, this one included, identical
 	// everywhere. Once the cluster has formed only the addresses matter.

@@ -37,7 +37,7 @@ type standing struct {
 
 // ask asks the peers that this one knows of until one can tell.
 func (n *Node) ask(ctx context.Context) (s standing, at string, err error) {
-	req := &peerpb.AdmitRequest{Id: n.cfg.ID, Scope: n.scope()}
+	req := &peerpb.AdmitRequest{Id: n.cfg.ID, Scope: n.scope(), Address: n.cfg.Advertise}
 	if n.cfg.Levels != nil {
 		req.Level, _ = n.cfg.Levels()
 	}
@@ -176,6 +176,7 @@ func (n *Node) belong() {
 				n.setProblem(nil)
 				n.log.Info("this peer is a member again")
 			}
+			n.moved(r)
 			continue
 		}
 		s, at, err := n.ask(n.ctx)
@@ -219,6 +220,7 @@ func (s service) Admit(ctx context.Context, req *peerpb.AdmitRequest) (*peerpb.A
 		resp.Verdict = peerpb.AdmitResponse_VERDICT_FOREIGN
 		return resp, nil
 	}
+	n.places.announce(n, req.GetId(), req.GetAddress())
 	if !n.leads() {
 		leader := n.leader()
 		if leader == "" || leader == from || n.passedOn(from) && from != req.GetId() { // once is enough

@@ -70,6 +70,19 @@ func (n *Node) change(ctx context.Context, op peerpb.ChangeRequest_Op, id, addre
 		}
 		n.log.Info("promoting a learner", "id", id)
 		return n.commit(ctx, r.AddVoter(server.ID, server.Address, index, changeTimeout))
+	case peerpb.ChangeRequest_OP_MOVE:
+		done, err := mayMove(conf, server, address)
+		if err == nil && !done {
+			err = n.findAt(ctx, id, address)
+		}
+		if done || err != nil {
+			return err
+		}
+		n.log.Info("a member has moved", "id", id, "from", server.Address, "to", address)
+		if voter {
+			return n.commit(ctx, r.AddVoter(server.ID, raft.ServerAddress(address), index, changeTimeout))
+		}
+		return n.commit(ctx, r.AddNonvoter(server.ID, raft.ServerAddress(address), index, changeTimeout))
 	case peerpb.ChangeRequest_OP_DEMOTE, peerpb.ChangeRequest_OP_REMOVE:
 		remove := op == peerpb.ChangeRequest_OP_REMOVE
 		if !voter && !remove {

@@ -26,6 +26,8 @@ var (
 	ErrInvalidChange = errors.New("not a possible change of the members")
 	// ErrNotAdmitted: this peer waits for an operator to add it.
 	ErrNotAdmitted = errors.New("this peer is not a member yet")
+	// ErrAddress: the peer was not found at the address that it is said to have.
+	ErrAddress = errors.New("the peer does not answer at this address")
 	// ErrLevel: the cluster uses a format that this version does not know.
 	ErrLevel = errors.New("the cluster uses a newer format level than this version knows; run a newer version")
 
@@ -164,6 +166,9 @@ func (s service) Change(ctx context.Context, req *peerpb.ChangeRequest) (*peerpb
 	if !s.n.ours(req.GetScope()) {
 		return &peerpb.ChangeResponse{Verdict: peerpb.ChangeResponse_VERDICT_FOREIGN}, nil
 	}
+	if from, err := caller(ctx); err != nil || req.GetOp() == peerpb.ChangeRequest_OP_MOVE && from != req.GetId() {
+		return changeVerdict(fmt.Errorf("%w: a peer moves itself alone", ErrInvalidChange)), nil
+	}
 	return changeVerdict(s.n.change(ctx, req.GetOp(), req.GetId(), req.GetAddress())), nil
 }
 
@@ -177,6 +182,7 @@ var changeVerdicts = []struct {
 	{ErrInvalidChange, peerpb.ChangeResponse_VERDICT_INVALID},
 	{ErrUnknownPeer, peerpb.ChangeResponse_VERDICT_NO_MEMBER},
 	{ErrMember, peerpb.ChangeResponse_VERDICT_EXISTS},
+	{ErrAddress, peerpb.ChangeResponse_VERDICT_ADDRESS},
 	{ErrForeignData, peerpb.ChangeResponse_VERDICT_FOREIGN},
 	{ErrNotReady, peerpb.ChangeResponse_VERDICT_NOT_READY},
 	{ErrNoLeader, peerpb.ChangeResponse_VERDICT_NOT_LEADER},

@@ -48,6 +48,7 @@ type Node struct {
 	raftGone chan struct{}             // closed when Raft answers nothing any more
 	hangs    chan struct{}             // closed when the disk does, and Raft cannot end
 	queue    *queue
+	places   places
 
 	transfers atomic.Int32 // of leadership, asked for and under way
 	members   sync.Mutex   // held while this peer, as leader, changes them
@@ -179,7 +180,7 @@ func (n *Node) serve() error {
 	n.port = &port{
 		ln: n.cfg.Listener, sec: n.cfg.Security, log: n.log, dialTCP: n.cfg.Dial,
 		age: t.ConnAge, stale: max(3*t.Election, time.Second),
-		member: n.admits, address: n.addressOf, greet: n.greet,
+		member: n.admits, places: n.placesOf, found: n.places.found, greet: n.greet,
 		raft: newHandOff(addr), rpc: newHandOff(addr),
 		handshakes: make(chan struct{}, maxHandshakes),
 		conns:      make(map[*peerConn]struct{}),
@@ -327,38 +328,6 @@ func (n *Node) bootstrap(conf *raft.Config, m *peerpb.Marker) error {
 		}
 	}
 	return n.setMarker(m, peerpb.Phase_PHASE_STARTED)
-}
-
-// addressOf prefers what the operator configured to what the log remembers,
-// unless the log has another address than when this peer formed or joined: then
-// the member was added again since, and what was configured is the older word.
-func (n *Node) addressOf(id string) string {
-	logged, first, configured := "", "", ""
-	if r := n.raft.Load(); r != nil {
-		if s, ok := find(r.GetConfiguration().Configuration(), id); ok {
-			logged = string(s.Address)
-		}
-	}
-	m := n.marker.Load()
-	for _, p := range append(m.GetSuperseded()[:len(m.GetSuperseded()):len(m.GetSuperseded())], m.GetPeers()...) {
-		if p.GetId() == id {
-			first = p.GetAddress()
-		}
-	}
-	for _, list := range [][]Peer{n.cfg.Peers, n.cfg.Join} { // a later list wins
-		for _, p := range list {
-			if p.ID == id {
-				configured = p.Address
-			}
-		}
-	}
-	switch {
-	case configured != "" && (logged == "" || logged == first):
-		return configured
-	case logged != "":
-		return logged
-	}
-	return first
 }
 
 // watch follows the library's observations, and stops the node when the library

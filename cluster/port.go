@@ -34,7 +34,8 @@ type port struct {
 	age     time.Duration
 	stale   time.Duration              // unacknowledged data older than this ends a connection
 	member  func(id, alpn string) bool // whether to talk to this peer so
-	address func(id string) string     // present address, "" when unknown
+	places  func(id string) []string   // addresses to try, likeliest first
+	found   func(id, address string)   // hears where a peer was; optional
 	greet   func(c *peerConn) error    // Raft's hello on an accepted connection
 
 	raft, rpc *handOff
@@ -240,12 +241,8 @@ func (p *port) shake(conn net.Conn) (*peerConn, error) {
 	return p.adopt(t, id, true)
 }
 
-// dial connects to the peer id and to nobody else.
-func (p *port) dial(ctx context.Context, id, alpn string) (*peerConn, error) {
-	address := p.address(id)
-	if address == "" {
-		return nil, fmt.Errorf("%w: %s", ErrUnknownPeer, id)
-	}
+// dialAt connects to the peer id at an address, and to nobody else.
+func (p *port) dialAt(ctx context.Context, id, address, alpn string) (*peerConn, error) {
 	conn, err := p.dialTCP(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
@@ -257,6 +254,10 @@ func (p *port) dial(ctx context.Context, id, alpn string) (*peerConn, error) {
 		return nil, fmt.Errorf("peer %s at %s: %w", id, address, err)
 	}
 	if err := t.HandshakeContext(ctx); err != nil {
+		// Unverified, so good for the kind of error alone.
+		if got, whoErr := p.sec.Peer(t.ConnectionState()); whoErr == nil && got != id {
+			err = fmt.Errorf("%w: %w", ErrWrongPeer, err)
+		}
 		return fail(err)
 	}
 	state := t.ConnectionState()

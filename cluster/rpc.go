@@ -88,7 +88,7 @@ func (p *peerClients) get(id string) (*grpc.ClientConn, error) {
 	if c := p.conns[id]; c != nil {
 		return c, nil
 	}
-	if p.n.addressOf(id) == "" {
+	if len(p.n.placesOf(id)) == 0 {
 		return nil, fmt.Errorf("%w: %q", ErrUnknownPeer, id)
 	}
 	c, err := grpc.NewClient("passthrough:///"+id,
@@ -96,7 +96,7 @@ func (p *peerClients) get(id string) (*grpc.ClientConn, error) {
 		grpc.WithContextDialer(func(ctx context.Context, id string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, p.n.dialTimeout())
 			defer cancel()
-			c, err := p.n.port.dial(ctx, id, alpnRPC)
+			c, err := p.n.port.dial(ctx, id, alpnRPC, nil)
 			if err != nil {
 				return nil, err
 			}

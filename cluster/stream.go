@@ -132,13 +132,9 @@ func (s stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Con
 	// An unreachable peer must not hold a heartbeat for the whole RPC timeout.
 	ctx, cancel := context.WithTimeout(s.n.ctx, min(timeout, s.n.dialTimeout()))
 	defer cancel()
-	c, err := s.n.port.dial(ctx, id, alpnRaft)
-	if err != nil {
+	c, err := s.n.port.dial(ctx, id, alpnRaft, s.introduce)
+	if err != nil { // not c, which would be a net.Conn that is not nil
 		return nil, err
-	}
-	if err := s.introduce(c, id); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("peer %s: %w", id, err)
 	}
 	return c, nil
 }

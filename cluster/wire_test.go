@@ -250,17 +250,17 @@ func TestWrongIdentityIsRefusedOnDial(t *testing.T) {
 	n := c.nodes["n1"]
 	for _, alpn := range []string{alpnRaft, alpnRPC} {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		if _, err := n.port.dial(ctx, "n2", alpn); !errors.Is(err, ErrWrongPeer) {
+		if _, err := n.port.dial(ctx, "n2", alpn, nil); !errors.Is(err, ErrWrongPeer) {
 			t.Errorf("%s: n2 showed n3's certificate: %v", alpn, err)
 		}
-		if _, err := n.port.dial(ctx, "n9", alpn); !errors.Is(err, ErrUnknownPeer) {
+		if _, err := n.port.dial(ctx, "n9", alpn, nil); !errors.Is(err, ErrUnknownPeer) {
 			t.Errorf("%s: stranger: %v", alpn, err)
 		}
 		cancel()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if _, err := c.nodes["n3"].port.dial(ctx, "n2", alpnRPC); err == nil || !strings.Contains(err.Error(), "n3") {
+	if _, err := c.nodes["n3"].port.dial(ctx, "n2", alpnRPC, nil); err == nil || !strings.Contains(err.Error(), "n3") {
 		t.Errorf("n3's own check: %v", err)
 	}
 	if s := n.Status(); s.Formed {

@@ -41,6 +41,9 @@ type Config struct {
 	Listen string `yaml:"listen"`
 	// PeerListen is the address of the link between peers.
 	PeerListen string `yaml:"peer_listen"`
+	// Advertise is the host:port under which the others reach this peer's link: its
+	// entry in Peers when empty. When the cluster has another, it is changed there.
+	Advertise string `yaml:"advertise"`
 	// MetricsListen is the address of metrics and probes, plain HTTP without
 	// data; none when empty.
 	MetricsListen string `yaml:"metrics_listen"`
@@ -119,6 +122,7 @@ var Settings = []Setting{
 	{"data-dir", []string{"SPIKE_DATA_DIR", "SPIKE_NEXUS_DATA_DIR"}, "directory of the Raft log and snapshots", func(c *Config) any { return &c.DataDir }},
 	{"listen", []string{"SPIKE_NEXUS_TLS_PORT"}, "address of the API", func(c *Config) any { return &c.Listen }},
 	{"peer-listen", []string{"SPIKE_NEXUS_PEER_LISTEN"}, "address of the link between peers", func(c *Config) any { return &c.PeerListen }},
+	{"advertise", []string{"SPIKE_NEXUS_ADVERTISE"}, "host:port under which the other peers reach this one (default: its entry in --peers)", func(c *Config) any { return &c.Advertise }},
 	{"peers", []string{"SPIKE_NEXUS_PEERS"}, "all peers of the first bootstrap: id=host:port,…", func(c *Config) any { return &c.Peers }},
 	{"join", []string{"SPIKE_NEXUS_JOIN"}, "some peers of a formed cluster, to join it instead of forming one: id=host:port,…", func(c *Config) any { return &c.Join }},
 	{"keepers", []string{"SPIKE_KEEPERS", "SPIKE_NEXUS_KEEPER_PEERS"}, "Keepers: name=https://host:port,…", func(c *Config) any { return &c.Keepers }},
@@ -264,6 +268,11 @@ func (c *Config) Validate() error {
 	}
 	if _, err := peerList(c.Join); err != nil {
 		return err
+	}
+	if c.Advertise != "" {
+		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {
+			return fmt.Errorf("advertise: %q is not host:port", c.Advertise)
+		}
 	}
 	if _, err := c.keepers(); err != nil {
 		return err

@@ -159,7 +159,7 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 		}
 	}
 	n.cluster, err = cluster.Start(ctx, cluster.Config{
-		ID: n.cfg.ID, Dir: raftDir(n.cfg.DataDir), Listener: listener, Peers: list, Join: join,
+		ID: n.cfg.ID, Dir: raftDir(n.cfg.DataDir), Listener: listener, Peers: list, Join: join, Advertise: n.cfg.Advertise,
 		Levels:   func() (knows, uses uint32) { return fsm.Level, n.machine.View().Level() },
 		Security: security, StateMachine: machine{n.machine}, Logger: n.log.With("part", "cluster"),
 		Timing:        cluster.Timing{Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Heartbeat, Lease: n.cfg.Heartbeat / 2},

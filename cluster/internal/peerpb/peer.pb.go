@@ -206,6 +206,7 @@ const (
 	ChangeRequest_OP_DEMOTE   ChangeRequest_Op = 3
 	ChangeRequest_OP_REMOVE   ChangeRequest_Op = 4
 	ChangeRequest_OP_TRANSFER ChangeRequest_Op = 5 // leadership, to id, or to any voter when it is empty
+	ChangeRequest_OP_MOVE     ChangeRequest_Op = 6 // the member id, who is the caller, lives at address now
 )
 
 // Enum value maps for ChangeRequest_Op.
@@ -217,6 +218,7 @@ var (
 		3: "OP_DEMOTE",
 		4: "OP_REMOVE",
 		5: "OP_TRANSFER",
+		6: "OP_MOVE",
 	}
 	ChangeRequest_Op_value = map[string]int32{
 		"OP_UNKNOWN":  0,
@@ -225,6 +227,7 @@ var (
 		"OP_DEMOTE":   3,
 		"OP_REMOVE":   4,
 		"OP_TRANSFER": 5,
+		"OP_MOVE":     6,
 	}
 )
 
@@ -269,6 +272,7 @@ const (
 	ChangeResponse_VERDICT_BEHIND     ChangeResponse_Verdict = 8 // applied, commit, bound
 	ChangeResponse_VERDICT_AT_RISK    ChangeResponse_Verdict = 9 // voters, need, unreachable
 	ChangeResponse_VERDICT_FOREIGN    ChangeResponse_Verdict = 10
+	ChangeResponse_VERDICT_ADDRESS    ChangeResponse_Verdict = 11 // the peer was not found at address: message
 )
 
 // Enum value maps for ChangeResponse_Verdict.
@@ -285,6 +289,7 @@ var (
 		8:  "VERDICT_BEHIND",
 		9:  "VERDICT_AT_RISK",
 		10: "VERDICT_FOREIGN",
+		11: "VERDICT_ADDRESS",
 	}
 	ChangeResponse_Verdict_value = map[string]int32{
 		"VERDICT_UNKNOWN":    0,
@@ -298,6 +303,7 @@ var (
 		"VERDICT_BEHIND":     8,
 		"VERDICT_AT_RISK":    9,
 		"VERDICT_FOREIGN":    10,
+		"VERDICT_ADDRESS":    11,
 	}
 )
 
@@ -984,7 +990,7 @@ type ChangeRequest struct {
 	Scope         *Scope                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
 	Op            ChangeRequest_Op       `protobuf:"varint,2,opt,name=op,proto3,enum=spikeha.peer.v1.ChangeRequest_Op" json:"op,omitempty"`
 	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
-	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // with OP_ADD
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // with OP_ADD and OP_MOVE
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1149,9 +1155,10 @@ func (x *ChangeResponse) GetUnreachable() []string {
 
 type AdmitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`        // who asks; a member may ask for another peer
-	Scope         *Scope                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`  // of the asker's data; absent when it has none
-	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"` // newest level that the asker understands; 0 is any
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`           // who asks; a member may ask for another peer
+	Scope         *Scope                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`     // of the asker's data; absent when it has none
+	Level         uint32                 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`    // newest level that the asker understands; 0 is any
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // where the asker lives, when it says; checked by whoever dials
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1205,6 +1212,13 @@ func (x *AdmitRequest) GetLevel() uint32 {
 		return x.Level
 	}
 	return 0
+}
+
+func (x *AdmitRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
 }
 
 type AdmitResponse struct {
@@ -1815,12 +1829,12 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\fTermResponse\x122\n" +
 	"\arefusal\x18\x01 \x01(\x0e2\x18.spikeha.peer.v1.RefusalR\arefusal\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
-	"\aapplied\x18\x03 \x01(\x04R\aapplied\"\xfb\x01\n" +
+	"\aapplied\x18\x03 \x01(\x04R\aapplied\"\x88\x02\n" +
 	"\rChangeRequest\x12,\n" +
 	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\x121\n" +
 	"\x02op\x18\x02 \x01(\x0e2!.spikeha.peer.v1.ChangeRequest.OpR\x02op\x12\x0e\n" +
 	"\x02id\x18\x03 \x01(\tR\x02id\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"_\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"l\n" +
 	"\x02Op\x12\x0e\n" +
 	"\n" +
 	"OP_UNKNOWN\x10\x00\x12\n" +
@@ -1830,7 +1844,8 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"OP_PROMOTE\x10\x02\x12\r\n" +
 	"\tOP_DEMOTE\x10\x03\x12\r\n" +
 	"\tOP_REMOVE\x10\x04\x12\x0f\n" +
-	"\vOP_TRANSFER\x10\x05\"\xf3\x03\n" +
+	"\vOP_TRANSFER\x10\x05\x12\v\n" +
+	"\aOP_MOVE\x10\x06\"\x88\x04\n" +
 	"\x0eChangeResponse\x12A\n" +
 	"\averdict\x18\x01 \x01(\x0e2'.spikeha.peer.v1.ChangeResponse.VerdictR\averdict\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -1839,7 +1854,7 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\x05bound\x18\x05 \x01(\x04R\x05bound\x12\x16\n" +
 	"\x06voters\x18\x06 \x01(\rR\x06voters\x12\x12\n" +
 	"\x04need\x18\a \x01(\rR\x04need\x12 \n" +
-	"\vunreachable\x18\b \x03(\tR\vunreachable\"\xed\x01\n" +
+	"\vunreachable\x18\b \x03(\tR\vunreachable\"\x82\x02\n" +
 	"\aVerdict\x12\x13\n" +
 	"\x0fVERDICT_UNKNOWN\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1853,11 +1868,13 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\x0eVERDICT_BEHIND\x10\b\x12\x13\n" +
 	"\x0fVERDICT_AT_RISK\x10\t\x12\x13\n" +
 	"\x0fVERDICT_FOREIGN\x10\n" +
-	"\"b\n" +
+	"\x12\x13\n" +
+	"\x0fVERDICT_ADDRESS\x10\v\"|\n" +
 	"\fAdmitRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
 	"\x05scope\x18\x02 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\x12\x14\n" +
-	"\x05level\x18\x03 \x01(\rR\x05level\"\xf9\x02\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xf9\x02\n" +
 	"\rAdmitResponse\x12@\n" +
 	"\averdict\x18\x01 \x01(\x0e2&.spikeha.peer.v1.AdmitResponse.VerdictR\averdict\x12\x1d\n" +
 	"\n" +
