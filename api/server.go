@@ -59,12 +59,35 @@ func New(cfg Config) *Server {
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      60 * time.Second,
-		IdleTimeout:       2 * time.Minute,
+		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.With("from", "http").Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, opened{}, time.Now())
+		},
 	}
 	return s
+}
+
+// idleTimeout is how long a connection may wait for its next request.
+const idleTimeout = 2 * time.Minute
+
+// opened is the key under which a request's context has the time at which its
+// connection was opened.
+type opened struct{}
+
+// aging tells a connection whose SVID ends soon: in the last quarter of the time
+// that it had left when the connection was opened, or within a little more than
+// the connection may be idle. Its next answer asks the client to connect anew, so
+// that no request ever meets an SVID that has ended.
+func aging(r *http.Request, now time.Time) bool {
+	since, ok := r.Context().Value(opened{}).(time.Time)
+	if !ok || r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return false
+	}
+	end := r.TLS.PeerCertificates[0].NotAfter
+	return end.Sub(now) < min(end.Sub(since)/4, idleTimeout+30*time.Second)
 }
 
 // MaxConnections bounds the open connections of one server. SPIKE's SDK opens
@@ -97,7 +120,7 @@ func (s *Server) Handler() http.Handler {
 		handler, isNative := native[r.URL.EscapedPath()]
 		who := caller(r)
 		leaving, closed := s.draining()
-		if leaving {
+		if leaving || aging(r, time.Now()) {
 			w.Header().Set("Connection", "close")
 		}
 		switch admitted := s.admission.enter(who); {

@@ -122,8 +122,6 @@ func (c *ca) issue(id spiffeid.ID, now time.Time, ttl time.Duration) (*x509svid.
 	return &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key}, nil
 }
 
-func (c *ca) authorities() []*x509.Certificate { return []*x509.Certificate{c.cert} }
-
 // save writes the key and certificate so that either the whole file is there or none.
 func (c *ca) save(file string) error {
 	key, err := x509.MarshalPKCS8PrivateKey(c.key)

@@ -12,11 +12,14 @@ package devca
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,11 +57,13 @@ type Authority struct {
 	domain spiffeid.TrustDomain
 	ttl    time.Duration
 	log    *slog.Logger
-	ca     *ca
+	caFile string
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows
 	closed  bool
-	workers map[string]*worker // by SPIFFE path; guarded by mu
+	workers map[string]*worker  // by SPIFFE path
+	ca      *ca                 // signs
+	retired []*x509.Certificate // of authorities that sign no more and are still trusted
 }
 
 // Serve starts an authority. It lives until ctx ends or Close is called; no identity exists before Add.
@@ -84,7 +89,7 @@ func Serve(ctx context.Context, o Options) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{dir: dir, domain: td, ttl: o.TTL, log: o.Logger, ca: authority, workers: make(map[string]*worker)}
+	a := &Authority{dir: dir, domain: td, ttl: o.TTL, log: o.Logger, caFile: o.CAFile, ca: authority, workers: make(map[string]*worker)}
 	context.AfterFunc(ctx, a.Close)
 	a.log.Warn(Warning, "trust_domain", td.Name(), "dir", dir)
 	return a, nil
@@ -130,7 +135,7 @@ func (a *Authority) Add(path string) (socketURL string, err error) {
 	if w, ok := a.workers[path]; ok {
 		return w.url, nil
 	}
-	w, err := startWorker(a, id)
+	w, err := startWorker(a, id, a.ca, a.roots())
 	if err != nil {
 		return "", err
 	}
@@ -150,6 +155,56 @@ func (a *Authority) Rotate(path string) error {
 	return w.renew()
 }
 
+// RotateAuthority lets a new authority sign from now on, and replaces every SVID. The one before stays in the
+// trust bundle until RetireAuthorities. In Options.CAFile only the new one is kept.
+func (a *Authority) RotateAuthority() error {
+	next, err := newCA(a.domain)
+	if err != nil {
+		return err
+	}
+	if a.caFile != "" {
+		if err := next.save(a.caFile); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	a.retired = append(a.retired, a.ca.cert)
+	a.ca = next
+	a.mu.Unlock()
+	return a.renewAll()
+}
+
+// RetireAuthorities takes all authorities but the one that signs out of the trust bundle: no SVID that they
+// signed is admitted any more, once the bundle has reached who is asked.
+func (a *Authority) RetireAuthorities() error {
+	a.mu.Lock()
+	a.retired = nil
+	a.mu.Unlock()
+	return a.renewAll()
+}
+
+func (a *Authority) renewAll() error {
+	a.mu.Lock()
+	workers := slices.Collect(maps.Values(a.workers))
+	a.mu.Unlock()
+	var errs []error
+	for _, w := range workers {
+		errs = append(errs, w.renew())
+	}
+	return errors.Join(errs...)
+}
+
+// roots are the authorities that are trusted; the lock is held.
+func (a *Authority) roots() []*x509.Certificate {
+	return append([]*x509.Certificate{a.ca.cert}, a.retired...)
+}
+
+func (a *Authority) signer() (*ca, []*x509.Certificate) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ca, a.roots()
+}
+
 // Issue makes an SVID outside any socket, valid from now for ttl, which may be negative for one that has
 // already ended. It is for tests and for programs that embed the authority.
 func (a *Authority) Issue(path string, ttl time.Duration) (*x509svid.SVID, error) {
@@ -157,12 +212,14 @@ func (a *Authority) Issue(path string, ttl time.Duration) (*x509svid.SVID, error
 	if err != nil {
 		return nil, fmt.Errorf("devca: identity path %q: %w", path, err)
 	}
-	return a.ca.issue(id, time.Now(), ttl)
+	ca, _ := a.signer()
+	return ca.issue(id, time.Now(), ttl)
 }
 
 // Bundle is the authority's trust bundle.
 func (a *Authority) Bundle() *x509bundle.Bundle {
-	return x509bundle.FromX509Authorities(a.domain, a.ca.authorities())
+	_, roots := a.signer()
+	return x509bundle.FromX509Authorities(a.domain, roots)
 }
 
 // TrustDomain is the trust domain of every identity served here.

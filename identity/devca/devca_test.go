@@ -3,6 +3,7 @@ package devca_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"io"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
@@ -158,6 +160,48 @@ func TestAuthorityFileSurvives(t *testing.T) {
 	}
 }
 
+// A new authority signs at once, and the one before is trusted until it is retired;
+// the file has the new one.
+func TestRotationOfTheAuthority(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	o := devca.Options{Dir: filepath.Join(dir, "s"), TrustDomain: "spike.ist", CAFile: filepath.Join(dir, "ca.pem"), Logger: quiet}
+	a, err := devca.Serve(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func() []*x509.Certificate {
+		svid, err := a.Issue("/workload/web", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return svid.Certificates
+	}
+	verify := func(certificates []*x509.Certificate, bundle *x509bundle.Bundle) error {
+		_, _, err := x509svid.Verify(certificates, bundle)
+		return err
+	}
+	before, bundle := issue(), a.Bundle()
+	if err := a.RotateAuthority(); err != nil {
+		t.Fatal(err)
+	}
+	after := issue()
+	if verify(before, a.Bundle()) != nil || verify(after, a.Bundle()) != nil || verify(after, bundle) == nil {
+		t.Error("after the rotation both are trusted, by who has the new bundle")
+	}
+	if err := a.RetireAuthorities(); err != nil {
+		t.Fatal(err)
+	}
+	if verify(before, a.Bundle()) == nil || verify(after, a.Bundle()) != nil {
+		t.Error("once it is retired, the old one is trusted no more")
+	}
+	a.Close()
+	again, err := devca.Serve(t.Context(), o)
+	if err != nil || verify(after, again.Bundle()) != nil {
+		t.Errorf("the file does not have the new authority: %v", err)
+	}
+}
+
 func TestWorkloadAPI(t *testing.T) {
 	t.Parallel()
 	a, err := devca.Serve(t.Context(), devca.Options{Dir: shortDir(t), TrustDomain: "spike.ist", Logger: quiet})
@@ -193,6 +237,12 @@ func TestWorkloadAPI(t *testing.T) {
 	resp, err := bundles.Recv()
 	if err != nil || len(resp.Bundles["spiffe://spike.ist"]) == 0 {
 		t.Fatalf("bundles: %v, %v", resp, err)
+	}
+	if err := a.RotateAuthority(); err != nil { // an open stream hears of it
+		t.Fatal(err)
+	}
+	if next, err := bundles.Recv(); err != nil || len(next.Bundles["spiffe://spike.ist"]) <= len(resp.Bundles["spiffe://spike.ist"]) {
+		t.Fatalf("the bundle of two authorities: %v, %v", next, err)
 	}
 	if _, err := c.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"a"}}); status.Code(err) != codes.Unimplemented {
 		t.Fatalf("JWT: %v", err)

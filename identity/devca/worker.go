@@ -36,6 +36,7 @@ type worker struct {
 	done      chan struct{} // closed to stop
 	served    chan struct{} // closed once the listener is closed and its socket gone
 	stopOnce  sync.Once
+	renewing  sync.Mutex
 
 	mu      sync.Mutex
 	svid    *workload.X509SVIDResponse // guarded by mu, replaced as a whole
@@ -43,14 +44,14 @@ type worker struct {
 	renewed chan struct{}              // guarded by mu; closed when svid is replaced
 }
 
-func startWorker(a *Authority, id spiffeid.ID) (*worker, error) {
+func startWorker(a *Authority, id spiffeid.ID, signer *ca, roots []*x509.Certificate) (*worker, error) {
 	path := filepath.Join(a.dir, socketName(id))
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("devca: the socket path %s has %d bytes and the system allows %d: choose a shorter directory",
 			path, len(path), maxSocketPath)
 	}
 	w := &worker{authority: a, id: id, url: "unix://" + path, done: make(chan struct{}), served: make(chan struct{}), renewed: make(chan struct{})}
-	if err := w.renew(); err != nil {
+	if err := w.renewBy(signer, roots); err != nil {
 		return nil, err
 	}
 	l, err := listen(path)
@@ -115,7 +116,13 @@ func (w *worker) stop() {
 
 // renew issues a new SVID and wakes every stream.
 func (w *worker) renew() error {
-	svid, err := w.authority.ca.issue(w.id, time.Now(), w.authority.ttl)
+	w.renewing.Lock() // else the SVID of an older signer could replace that of a newer one
+	defer w.renewing.Unlock()
+	return w.renewBy(w.authority.signer())
+}
+
+func (w *worker) renewBy(signer *ca, roots []*x509.Certificate) error {
+	svid, err := signer.issue(w.id, time.Now(), w.authority.ttl)
 	if err != nil {
 		return err
 	}
@@ -123,11 +130,15 @@ func (w *worker) renew() error {
 	if err != nil {
 		return fmt.Errorf("devca: %w", err)
 	}
+	var bundle []byte
+	for _, c := range roots {
+		bundle = append(bundle, c.Raw...)
+	}
 	resp := &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
 		SpiffeId:    w.id.String(),
 		X509Svid:    svid.Certificates[0].Raw,
 		X509SvidKey: key,
-		Bundle:      w.bundle(),
+		Bundle:      bundle,
 	}}}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -135,14 +146,6 @@ func (w *worker) renew() error {
 	close(w.renewed)
 	w.renewed = make(chan struct{})
 	return nil
-}
-
-func (w *worker) bundle() []byte {
-	var der []byte
-	for _, c := range w.authority.ca.authorities() {
-		der = append(der, c.Raw...)
-	}
-	return der
 }
 
 func (w *worker) current() (*workload.X509SVIDResponse, time.Time, <-chan struct{}) {
@@ -172,38 +175,33 @@ func (w *worker) rotate() {
 
 // FetchX509SVID streams the SVID, and each one that replaces it.
 func (w *worker) FetchX509SVID(_ *workload.X509SVIDRequest, s grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	if err := checkHeader(s.Context()); err != nil {
+	return w.follow(s.Context(), s.Send)
+}
+
+// FetchX509Bundles streams the trust bundle, and each one that replaces it.
+func (w *worker) FetchX509Bundles(_ *workload.X509BundlesRequest, s grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
+	return w.follow(s.Context(), func(svid *workload.X509SVIDResponse) error {
+		return s.Send(&workload.X509BundlesResponse{Bundles: map[string][]byte{w.id.TrustDomain().IDString(): svid.GetSvids()[0].GetBundle()}})
+	})
+}
+
+// follow hands send what is current, again each time that it is replaced.
+func (w *worker) follow(ctx context.Context, send func(*workload.X509SVIDResponse) error) error {
+	if err := checkHeader(ctx); err != nil {
 		return err
 	}
 	for {
 		svid, _, renewed := w.current()
-		if err := s.Send(svid); err != nil {
+		if err := send(svid); err != nil {
 			return err
 		}
 		select {
 		case <-renewed:
 		case <-w.done:
 			return status.Error(codes.Unavailable, "the authority stops")
-		case <-s.Context().Done():
-			return s.Context().Err()
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-	}
-}
-
-// FetchX509Bundles sends the bundle, which never changes while the authority lives, and keeps the stream open.
-func (w *worker) FetchX509Bundles(_ *workload.X509BundlesRequest, s grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	if err := checkHeader(s.Context()); err != nil {
-		return err
-	}
-	err := s.Send(&workload.X509BundlesResponse{Bundles: map[string][]byte{w.id.TrustDomain().IDString(): w.bundle()}})
-	if err != nil {
-		return err
-	}
-	select {
-	case <-w.done:
-		return status.Error(codes.Unavailable, "the authority stops")
-	case <-s.Context().Done():
-		return s.Context().Err()
 	}
 }
 
