@@ -23,10 +23,16 @@ import (
 //
 // A peer that was started with another address than the cluster has announces
 // it to everybody it can find (Admit), which is enough to be found in its turn.
-// When it hears a leader it has the address in the log changed: the leader dials
-// it there first. So peers whose lists of one another are right find each other
-// when all of them have moved at once, and one whose address the others do not
-// know yet is found as long as it finds one of them.
+// So peers whose lists of one another are right find each other when all of them
+// have moved at once, and one whose address the others do not know yet is found
+// as long as it finds one of them.
+//
+// A voter that moved also has the address in the log changed, for those that
+// start or join later. It asks the leader, who dials it there, and then lets it
+// lead: a leader changes its own address alone. For that of a peer that it
+// replicates to, the library writes what its other goroutines read without a
+// lock (startStopReplication and replicateTo, v1.8.0). A learner, which cannot
+// lead, goes on announcing itself instead.
 
 // places is what this process has learnt of where peers are.
 type places struct {
@@ -34,7 +40,7 @@ type places struct {
 	announced map[string]string
 	worked    map[string]string // where the peer was found last
 
-	refused string // why moved was refused, owned by belong
+	refused string // why a move was refused; owned by belong, like the rest
 	next    time.Time
 	pause   time.Duration
 }
@@ -215,14 +221,16 @@ func (n *Node) moved(r *raft.Raft) {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Timing.Patience)
 	defer cancel()
+	p.pause = min(max(2*p.pause, 250*time.Millisecond), 10*time.Second)
+	defer func() { p.next = time.Now().Add(p.pause) }()
+	req := &peerpb.AdmitRequest{Id: n.cfg.ID, Scope: n.scope(), Address: n.cfg.Advertise}
+	for _, id := range n.acquainted() {
+		_, _ = n.askAdmit(ctx, id, req)
+	}
 	err := n.alterOnce(ctx, peerpb.ChangeRequest_OP_MOVE, n.cfg.ID, n.cfg.Advertise)
 	if err == nil {
-		n.log.Info("the cluster knows this peer's new address", "was", string(s.Address), "is", n.cfg.Advertise)
-		p.refused, p.pause, p.next = "", 0, time.Time{}
-		return
+		return // it is so, or soon will be; if not, this is repeated
 	}
-	p.pause = min(max(2*p.pause, 250*time.Millisecond), time.Minute)
-	p.next = time.Now().Add(p.pause)
 	if why := err.Error(); why != p.refused && n.ctx.Err() == nil {
 		p.refused = why
 		n.log.Warn("the cluster has another address for this peer, and does not take the one that it has now; it is tried again", "has", string(s.Address), "now", n.cfg.Advertise, "error", err)

@@ -58,7 +58,7 @@ func TestAllPeersMoveAtOnce(t *testing.T) {
 	if n := len(c.nodes["n1"].Status().Members); n != 3 {
 		t.Errorf("%d members", n)
 	}
-	for _, m := range c.nodes["n1"].Status().Members {
+	for _, m := range c.leader().Status().Members {
 		if !m.Voter {
 			t.Errorf("%s lost its vote", m.ID)
 		}
@@ -159,14 +159,12 @@ func TestLearnerMoves(t *testing.T) {
 	c.stop("n4")
 	address := c.joiner("n4")
 	c.start("n4")
-	eventually(t, "n4 at its new address", func() bool {
-		for _, m := range c.leader().Status().Members {
-			if m.ID == "n4" {
-				return m.Address == address && !m.Voter
-			}
-		}
-		return false
-	})
 	c.propose(l, "b")
 	c.same()
+	for _, id := range []string{"n1", "n2", "n3"} {
+		eventually(t, id+" knows where n4 is", func() bool { return slices.Contains(c.nodes[id].placesOf("n4"), address) })
+	}
+	if voter, known := c.member(l, "n4"); voter || !known {
+		t.Errorf("n4: member %t, voter %t", known, voter)
+	}
 }

@@ -78,11 +78,17 @@ func (n *Node) change(ctx context.Context, op peerpb.ChangeRequest_Op, id, addre
 		if done || err != nil {
 			return err
 		}
-		n.log.Info("a member has moved", "id", id, "from", server.Address, "to", address)
-		if voter {
+		switch { // see address.go
+		case id == n.cfg.ID:
+			n.log.Info("this peer has moved", "from", server.Address, "to", address)
 			return n.commit(ctx, r.AddVoter(server.ID, raft.ServerAddress(address), index, changeTimeout))
+		case voter:
+			n.log.Info("a voter has moved: it leads, to say so", "id", id, "from", server.Address, "to", address)
+			if err := n.TransferLeadership(ctx, id); err != nil {
+				return fmt.Errorf("%w: %w", ErrNotReady, err)
+			}
 		}
-		return n.commit(ctx, r.AddNonvoter(server.ID, raft.ServerAddress(address), index, changeTimeout))
+		return nil
 	case peerpb.ChangeRequest_OP_DEMOTE, peerpb.ChangeRequest_OP_REMOVE:
 		remove := op == peerpb.ChangeRequest_OP_REMOVE
 		if !voter && !remove {

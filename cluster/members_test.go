@@ -486,10 +486,18 @@ func TestJoinersThatMayNot(t *testing.T) {
 	m, err := readMarker(dir)
 	must(t, err)
 	id, inc, _ := l.Identity()
-	m.ClusterId, m.Incarnation = id[:], inc+1
+	m.ClusterId = id[:]
 	must(t, writeMarker(dir, m))
-	c.start("foreign")
-	eventually(t, "another incarnation is refused", func() bool { return errors.Is(c.nodes["foreign"].Status().Problem, ErrForeignData) })
+	c.stop("n1")
+	m, err = readMarker(filepath.Join(c.dir, "n1"))
+	must(t, err)
+	m.Incarnation = inc + 1
+	must(t, writeMarker(filepath.Join(c.dir, "n1"), m))
+	c.start("n1", "foreign")
+	<-c.nodes["foreign"].Done()
+	if err := c.nodes["foreign"].Err(); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("another incarnation: %v", err)
+	}
 	if c.sms["foreign"].has("a") {
 		t.Error("another incarnation got our entries")
 	}
