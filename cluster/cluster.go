@@ -92,6 +92,13 @@ type Config struct {
 	// now; a peer that knows less than the leader uses is not admitted. Optional.
 	Levels func() (knows, uses uint32)
 
+	// DeadAfter is how long a member may be silent before the leader has it removed
+	// by Bury, which calls Remove (or refuses, or cannot); 0, the default: for ever.
+	// No voter goes when fewer than MinVoters (default 3) would stay.
+	DeadAfter time.Duration
+	MinVoters int
+	Bury      func(ctx context.Context, id string, silent time.Duration) error
+
 	Security     Security
 	StateMachine StateMachine
 	Handlers     map[string]Handler // typed peer RPCs; more with Node.Handle
@@ -149,7 +156,12 @@ func (c *Config) complete() error {
 	if c.Dial == nil {
 		c.Dial = new(net.Dialer).DialContext
 	}
+	if c.MinVoters <= 0 {
+		c.MinVoters = 3
+	}
 	switch {
+	case c.DeadAfter > 0 && c.Bury == nil:
+		return errors.New("cluster: DeadAfter needs Bury")
 	case c.Dir == "" || c.Listener == nil || c.Security == nil || c.StateMachine == nil:
 		return errors.New("cluster: Dir, Listener, Security and StateMachine are required")
 	case c.MaxCommandBytes > 6<<20 || c.MaxCommandBytes < 0 || c.SnapshotBytes < 0:

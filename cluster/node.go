@@ -218,6 +218,7 @@ func (n *Node) run() {
 	n.goDo(n.form)
 	n.goDo(n.belong)
 	n.goDo(n.fence)
+	n.goDo(n.cleanup)
 	n.goDo(n.queue.run)
 	n.goDo(n.watch)
 	go n.watchDisk()

@@ -80,6 +80,11 @@ type Config struct {
 	SVIDTimeout time.Duration `yaml:"svid_timeout"`
 	// BackendStore exists to refuse SPIKE's "lite" and "memory".
 	BackendStore string `yaml:"backend_store"`
+	// DeadPeerAfter is how long a peer may be silent before it is removed while this
+	// one leads; 0: never. No voter goes when fewer than MinVoters would stay. Give
+	// it alike to all.
+	DeadPeerAfter time.Duration `yaml:"dead_peer_after"`
+	MinVoters     int           `yaml:"min_voters"`
 	// DrainGrace is how long a peer that is drained still serves while its readiness
 	// already fails: longer than load balancers take to notice.
 	DrainGrace time.Duration `yaml:"drain_grace"`
@@ -102,7 +107,7 @@ func Default() Config {
 		ID: "nexus-1", DataDir: "spike-data", AuditFileBytes: 64 << 20,
 		Listen: ":8553", PeerListen: ":8555",
 		KeeperInterval: 5 * time.Minute, MaxVersions: 10, WireRecovery: true, StateLimit: 1 << 30,
-		TrustRoot: "spike.ist", SVIDTimeout: 30 * time.Second, LogLevel: "info", DrainGrace: 5 * time.Second,
+		TrustRoot: "spike.ist", SVIDTimeout: 30 * time.Second, LogLevel: "info", DrainGrace: 5 * time.Second, MinVoters: 3,
 		Heartbeat: 500 * time.Millisecond, SnapshotBytes: 16 << 20,
 	}
 }
@@ -143,6 +148,8 @@ var Settings = []Setting{
 	{"endpoint-socket", []string{"SPIFFE_ENDPOINT_SOCKET"}, "SPIFFE Workload API", func(c *Config) any { return &c.EndpointSocket }},
 	{"svid-timeout", []string{"SPIKE_SPIFFE_SOURCE_TIMEOUT"}, "bound on the wait for the first SVID", func(c *Config) any { return &c.SVIDTimeout }},
 	{"backend-store", []string{"SPIKE_BACKEND_STORE_TYPE", "SPIKE_NEXUS_BACKEND_STORE"}, "SPIKE's setting; only the replicated store exists here", func(c *Config) any { return &c.BackendStore }},
+	{"dead-peer-after", []string{"SPIKE_NEXUS_DEAD_PEER_AFTER"}, "time of silence after which the leader removes a peer; 0 means never", func(c *Config) any { return &c.DeadPeerAfter }},
+	{"min-voters", []string{"SPIKE_NEXUS_MIN_VOTERS"}, "voters that must stay when a dead one is removed", func(c *Config) any { return &c.MinVoters }},
 	{"drain-grace", []string{"SPIKE_NEXUS_DRAIN_GRACE"}, "time for which a drained peer still serves while its readiness already fails", func(c *Config) any { return &c.DrainGrace }},
 	{"log-level", []string{"SPIKE_SYSTEM_LOG_LEVEL"}, "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"heartbeat", []string{"SPIKE_NEXUS_HEARTBEAT"}, "silence of the leader after which a peer asks for an election", func(c *Config) any { return &c.Heartbeat }},
@@ -268,6 +275,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := peerList(c.Join); err != nil {
 		return err
+	}
+	if c.DeadPeerAfter < 0 || c.MinVoters < 1 {
+		return errors.New("dead-peer-after is negative, or min-voters less than 1")
 	}
 	if c.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/cluster"
@@ -28,6 +29,18 @@ func (o operator) ChangeMembers(ctx context.Context, change store.MemberChange) 
 		return o.n.drainPeer(ctx, change.ID, change.Kind == store.DrainMember)
 	}
 	return secret.Invalid("change", "there is no such change of the members")
+}
+
+// bury removes a member that was silent for too long, on record like a change
+// that somebody asked for; the caller is this peer.
+func (n *Node) bury(ctx context.Context, id string, silent time.Duration) error {
+	select {
+	case <-n.up:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	r := store.Request{ID: "dead-peer-after", Caller: secret.Caller{ID: n.source.ID().String()}}
+	return n.store.RemoveDead(ctx, r, id, silent)
 }
 
 // refusals are the words for programs of what the cluster refuses as things are.

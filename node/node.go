@@ -57,6 +57,7 @@ type Node struct {
 	apiAddress, metricsAddress string
 
 	wake      chan struct{}             // pokes the unseal loop
+	up        chan struct{} // closed when Start has come to its end
 	drained   atomic.Pointer[time.Time] // since when this peer is being drained; nil: it is not
 	current   atomic.Bool               // a majority told this peer, since it started, how things stand
 	collector *seal.Collector
@@ -79,7 +80,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), collector: seal.NewCollector()}
+	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), up: make(chan struct{}), collector: seal.NewCollector()}
 	n.domains, _ = cfg.Domains()
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
@@ -120,6 +121,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.draining} {
 		n.loops.Go(loop)
 	}
+	close(n.up)
 	log.Info("the peer listens", "id", cfg.ID, "api", n.apiAddress, "peer", cfg.PeerListen, "version", Version)
 	return n, nil
 }
@@ -160,6 +162,7 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 	}
 	n.cluster, err = cluster.Start(ctx, cluster.Config{
 		ID: n.cfg.ID, Dir: raftDir(n.cfg.DataDir), Listener: listener, Peers: list, Join: join, Advertise: n.cfg.Advertise,
+		DeadAfter: n.cfg.DeadPeerAfter, MinVoters: n.cfg.MinVoters, Bury: n.bury,
 		Levels:   func() (knows, uses uint32) { return fsm.Level, n.machine.View().Level() },
 		Security: security, StateMachine: machine{n.machine}, Logger: n.log.With("part", "cluster"),
 		Timing:        cluster.Timing{Heartbeat: n.cfg.Heartbeat, Election: n.cfg.Heartbeat, Lease: n.cfg.Heartbeat / 2},

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/secret"
@@ -47,6 +48,13 @@ func TestChangesOfMembers(t *testing.T) {
 	if len(w.changes) != 2 || w.changes[0] != good {
 		t.Errorf("asked for %v", w.changes)
 	}
+	n = len(w.audit.records)
+	wantCode(t, w.RemoveDead(ctx, store.Request{Caller: secret.Caller{ID: "spiffe://example.org/spike/nexus/n1"}}, "n4", time.Hour), "")
+	want = []string{"cluster.members.remove intent allow", "cluster.members.remove outcome allow ok"}
+	if got := w.audit.since(n); !slices.Equal(got, want) || w.audit.records[n].By != "setting dead-peer-after" || w.audit.records[n].Detail != "member n4, silent for 1h0m0s" {
+		t.Errorf("%q, %+v", got, w.audit.records[n])
+	}
+	w.changes = w.changes[:2]
 	w.audit.fail = func(r audit.Record) error {
 		if r.Phase == audit.PhaseIntent {
 			return errDisk

@@ -107,6 +107,17 @@ func (s *Store) ChangeMembers(ctx context.Context, r Request, change MemberChang
 	}, secret.RoleSuperuser)
 }
 
+// RemoveDead removes a member that was silent for so long, of this peer's own
+// accord: a setting of the peer stands for whoever may do that. It needs no keys.
+func (s *Store) RemoveDead(ctx context.Context, r Request, id string, silent time.Duration) error {
+	a := audit.Record{Op: "cluster.members." + string(RemoveMember), Phase: audit.PhaseIntent, Decision: audit.Allow, By: "setting dead-peer-after",
+		Detail: "member " + id + ", silent for " + silent.Round(time.Second).String(), Index: s.Index()}
+	if err := s.record(r, a, true); err != nil {
+		return err
+	}
+	return s.outcome(r, a, s.cfg.Operator.ChangeMembers(ctx, MemberChange{Kind: RemoveMember, ID: id}))
+}
+
 const maxMemberID = 64
 
 // Inspect authorises and audits looking at the state of the cluster. Needed
@@ -167,8 +178,12 @@ func (s *Store) operateOn(ctx context.Context, r Request, op, detail string, act
 	if err := s.onlyOn(ctx, r, op, detail, true, roles...); err != nil {
 		return err
 	}
-	err := act()
-	outcome := audit.Record{Op: op, Phase: audit.PhaseOutcome, Decision: audit.Allow, Result: "ok", Detail: detail, Index: s.Index()}
+	return s.outcome(r, audit.Record{Op: op, Decision: audit.Allow, Detail: detail}, act())
+}
+
+// outcome records what became of a change that was recorded as intended.
+func (s *Store) outcome(r Request, outcome audit.Record, err error) error {
+	outcome.Phase, outcome.Result, outcome.By, outcome.Index = audit.PhaseOutcome, "ok", "", s.Index()
 	if err != nil {
 		outcome.Decision, outcome.Result = audit.Refuse, string(secret.CodeOf(err))
 	}
