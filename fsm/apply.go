@@ -41,6 +41,7 @@ type applier struct {
 	*state
 	hash    *hasher
 	changes *changes
+	time    int64 // of the command that is applied
 }
 
 // command applies one command and returns its result. The order of the checks
@@ -114,6 +115,7 @@ func (a *applier) dataEpoch() []byte {
 // nothing was changed; reject completes it.
 func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 	now := c.TimeUnixNano
+	a.time = now
 	switch op := c.Op.(type) {
 	case *fsmpb.Command_Found:
 		return a.found(op.Found)

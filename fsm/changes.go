@@ -2,8 +2,9 @@ package fsm
 
 // changes collects what one entry changes, each record once: the first old and
 // the last new one, in the order of the first changes. The maps are looked up
-// in, never ranged over.
+// in, never ranged over. Acts are all kept, in order.
 type changes struct {
+	acts     []Act
 	secrets  []SecretChange
 	policies []PolicyChange
 	secretAt map[Token]int
@@ -32,6 +33,13 @@ func (c *changes) secret(t Token, old, n *secretRecord) {
 	if n != nil {
 		c.secrets[at].New = &n.pb
 	}
+}
+
+func (c *changes) act(a Act) {
+	if c.acts == nil {
+		c.acts = make([]Act, 0, c.room)
+	}
+	c.acts = append(c.acts, a)
 }
 
 func (c *changes) policy(t Token, old, n *policyRecord) {
@@ -64,7 +72,8 @@ func (c *changes) delta() Delta {
 			d.Policies = append(d.Policies, p)
 		}
 	}
-	c.secrets, c.policies = nil, nil
+	d.Acts = c.acts
+	c.secrets, c.policies, c.acts = nil, nil, nil
 	clear(c.secretAt)
 	clear(c.policyAt)
 	return d

@@ -82,8 +82,30 @@ type Delta struct {
 	Reset    bool  // a snapshot was restored: everything may differ, the lists are empty
 	Secrets  []SecretChange
 	Policies []PolicyChange
-	Seal     bool // the state of the seal changed
+	Acts     []Act // each change of a secret for itself, in the order of the commands
+	Seal     bool  // the state of the seal changed
 }
+
+// Act is one change of one secret, as it was made. Equal entries give equal acts
+// on all peers.
+type Act struct {
+	Kind     ActKind
+	Secret   *fsmpb.Secret // after it; what it was before, of a purge
+	Versions []uint64      // that were changed, ascending; none of a purge
+	Time     int64         // Unix nanoseconds, of the command
+}
+
+// ActKind is what was done to a secret.
+type ActKind uint8
+
+// The kinds.
+const (
+	ActPut ActKind = iota + 1
+	ActDelete
+	ActUndelete
+	ActDestroy
+	ActPurge
+)
 
 // SecretChange is one changed secret, listed once per entry however often the
 // entry changed it.

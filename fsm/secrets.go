@@ -12,6 +12,7 @@ import (
 type plan struct {
 	old, n *secretRecord // old nil: there was none; n nil: it goes
 	gain   sum           // what the versions of n and old change in the data hash
+	kind   ActKind
 	idle   bool          // nothing changes, and that is fine
 	result *fsmpb.Result // not OK: refused, and nothing else is set
 }
@@ -27,6 +28,14 @@ func (p *plan) grows() (more, less uint64) {
 		less = p.old.size
 	}
 	return more, less
+}
+
+// numbers are the versions that the plan changes.
+func (p *plan) numbers() []uint64 {
+	if p.kind == ActPut {
+		return []uint64{p.result.Version}
+	}
+	return p.result.Versions
 }
 
 // carry enacts one plan, unless it is refused or the state has no room for it.
@@ -66,9 +75,11 @@ func (a *applier) enact(p plan) *fsmpb.Result {
 		a.size += n.size
 		a.secrets.set(n)
 		a.changes.secret(n.token, p.old, n)
+		a.changes.act(Act{Kind: p.kind, Secret: &n.pb, Versions: p.numbers(), Time: a.time})
 	} else {
 		a.secrets.delete(p.old)
 		a.changes.secret(p.old.token, p.old, nil)
+		a.changes.act(Act{Kind: p.kind, Secret: &p.old.pb, Time: a.time})
 	}
 	a.dirty.secrets = true
 	return r
@@ -181,7 +192,7 @@ func (a *applier) planPut(p *fsmpb.PutSecret, now int64) plan {
 	for i := range drop {
 		gain = gain.minus(a.hash.version(t, versions[i], old.values[i]))
 	}
-	return plan{old: old, n: n, gain: gain, result: &fsmpb.Result{Code: fsmpb.Code_OK, Version: p.Version}}
+	return plan{kind: ActPut, old: old, n: n, gain: gain, result: &fsmpb.Result{Code: fsmpb.Code_OK, Version: p.Version}}
 }
 
 // planNew writes the first version of a secret.
@@ -199,7 +210,7 @@ func (a *applier) planNew(t Token, p *fsmpb.PutSecret, now int64) plan {
 	n.addVersion(put, value)
 	n.pb.Created, n.pb.Updated = now, now
 	n.pb.Current, n.pb.Oldest = p.Version, p.Version
-	return plan{n: n, gain: a.hash.version(t, put, value), result: &fsmpb.Result{Code: fsmpb.Code_OK, Version: p.Version}}
+	return plan{kind: ActPut, n: n, gain: a.hash.version(t, put, value), result: &fsmpb.Result{Code: fsmpb.Code_OK, Version: p.Version}}
 }
 
 // planPurge removes a secret with all its versions.
@@ -215,7 +226,7 @@ func (a *applier) planPurge(p *fsmpb.PurgeSecret) plan {
 	for i, v := range old.pb.Versions {
 		gain = gain.minus(a.hash.version(old.token, v, old.values[i]))
 	}
-	return plan{old: old, gain: gain, result: &fsmpb.Result{Code: fsmpb.Code_OK}}
+	return plan{kind: ActPurge, old: old, gain: gain, result: &fsmpb.Result{Code: fsmpb.Code_OK}}
 }
 
 // versionChange is what delete, undelete and destroy differ in.
@@ -227,12 +238,14 @@ type versionChange struct {
 	change func(v *fsmpb.Version, now int64) *fsmpb.Version
 	// must: changing nothing is NOT_FOUND instead of OK.
 	must bool
+	kind ActKind
 }
 
 // deletion hides versions; deleting again renews the time. A destroyed version
 // keeps its times.
 func deletion(numbers []uint64) versionChange {
 	return versionChange{
+		kind:    ActDelete,
 		numbers: numbers,
 		pick:    func(s *fsmpb.Secret) []uint64 { return []uint64{s.Current} },
 		change: func(v *fsmpb.Version, now int64) *fsmpb.Version {
@@ -248,6 +261,7 @@ func deletion(numbers []uint64) versionChange {
 // that is wholly deleted: the highest version that can come back does.
 func undeletion(numbers []uint64) versionChange {
 	return versionChange{
+		kind:    ActUndelete,
 		numbers: numbers,
 		pick: func(s *fsmpb.Secret) []uint64 {
 			if s.Current != 0 {
@@ -274,6 +288,7 @@ func undeletion(numbers []uint64) versionChange {
 // that was live counts as deleted now.
 func destruction(numbers []uint64) versionChange {
 	return versionChange{
+		kind:    ActDestroy,
 		numbers: numbers,
 		change: func(v *fsmpb.Version, now int64) *fsmpb.Version {
 			if v.Destroyed {
@@ -344,5 +359,5 @@ func (a *applier) planVersions(token []byte, expected uint64, now int64, c versi
 		return plan{old: old, idle: true, result: r}
 	}
 	n.live()
-	return plan{old: old, n: n, gain: gain, result: r}
+	return plan{kind: c.kind, old: old, n: n, gain: gain, result: r}
 }

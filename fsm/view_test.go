@@ -155,6 +155,17 @@ func TestDeltaListsEachRecordOnce(t *testing.T) {
 	if !got.Seal || got.Reset || got.View != m.View() {
 		t.Fatal(got)
 	}
+	// The acts are all there, in order.
+	var acts []string
+	for _, a := range got.Acts {
+		acts = append(acts, fmt.Sprint(a.Kind, " ", a.Versions))
+		if a.Kind == fsm.ActPurge && !bytes.Equal(a.Secret.Token, token("brief")) {
+			t.Error(a)
+		}
+	}
+	if want := []string{"1 [1]", "1 [3]", "1 [4]", "1 [1]", "5 []"}; !slices.Equal(acts, want) {
+		t.Fatal(acts)
+	}
 	stop()
 	got = fsm.Delta{}
 	apply(t, m, 101, encode(t, setSeal(false, 1)))
