@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"sort"
@@ -66,7 +67,9 @@ type Timing struct {
 	Election  time.Duration // a candidate tries again after so long; at least Heartbeat; default 500 ms
 	Lease     time.Duration // a leader that hears no majority for so long steps down; at most Heartbeat; default 250 ms
 	Commit    time.Duration // an idle follower learns the commit index after so long; default 10 ms
-	Disk      time.Duration // a peer whose log takes so long to write once stops, see watchDisk; default 10 s
+	Stall     time.Duration // a leader whose log takes so long to write once lets another lead; at most Disk; default 2 s
+	Disk      time.Duration // a peer whose log takes so long to write once stops; default 10 s
+	Progress  time.Duration // a peer whose Raft does not move for so long, although it could, stops to be started again, see watchdog; default 30 s
 	Patience  time.Duration // bound on a call whose context has no deadline; default 10 s
 	ConnAge   time.Duration // a connection is replaced after about so long, for rotated certificates; default 30 min
 }
@@ -105,8 +108,9 @@ type Config struct {
 	Logger       *slog.Logger       // default: discard
 	Timing       Timing
 
-	SnapshotBytes   int64 // log bytes after which a snapshot is taken; default 16 MiB
-	MaxCommandBytes int   // largest proposal; default 2 MiB, at most 6 MiB
+	SnapshotBytes    int64 // log bytes after which a snapshot is taken; default 16 MiB
+	MaxSnapshotBytes int64 // largest snapshot taken from a leader; default 16 GiB. Twice its size must be free on the disk
+	MaxCommandBytes  int   // largest proposal; default 2 MiB, at most 6 MiB
 
 	// Dial replaces net.Dialer.DialContext, for hosts and tests that have a
 	// network of their own.
@@ -115,6 +119,8 @@ type Config struct {
 	// unsafeStockHeartbeats brings the library's own heartbeat handler back, to
 	// show in a test what the responder is for.
 	unsafeStockHeartbeats bool
+	// unsafeNoResponder leaves all heartbeats to the main loop, likewise.
+	unsafeNoResponder bool
 	// afterMarker is called when a marker is durable, for tests that crash there.
 	afterMarker func(context.Context, peerpb.Phase) error
 	// beforeStore is called before entries are stored, for disks that are slow
@@ -142,10 +148,15 @@ func (c *Config) complete() error {
 	def(&c.Timing.Lease, c.Timing.Heartbeat/2)
 	def(&c.Timing.Commit, 10*time.Millisecond)
 	def(&c.Timing.Disk, 10*time.Second)
+	def(&c.Timing.Stall, min(2*time.Second, c.Timing.Disk))
+	def(&c.Timing.Progress, 30*time.Second)
 	def(&c.Timing.Patience, 10*time.Second)
 	def(&c.Timing.ConnAge, 30*time.Minute)
 	if c.SnapshotBytes == 0 {
 		c.SnapshotBytes = 16 << 20
+	}
+	if c.MaxSnapshotBytes == 0 {
+		c.MaxSnapshotBytes = 16 << 30
 	}
 	if c.MaxCommandBytes == 0 {
 		c.MaxCommandBytes = 2 << 20
@@ -164,8 +175,8 @@ func (c *Config) complete() error {
 		return errors.New("cluster: DeadAfter needs Bury")
 	case c.Dir == "" || c.Listener == nil || c.Security == nil || c.StateMachine == nil:
 		return errors.New("cluster: Dir, Listener, Security and StateMachine are required")
-	case c.MaxCommandBytes > 6<<20 || c.MaxCommandBytes < 0 || c.SnapshotBytes < 0:
-		return errors.New("cluster: MaxCommandBytes or SnapshotBytes out of range")
+	case c.MaxCommandBytes > 6<<20 || c.MaxCommandBytes < 0 || c.SnapshotBytes < 0 || c.MaxSnapshotBytes < 0 || c.MaxSnapshotBytes > math.MaxInt64/4:
+		return errors.New("cluster: MaxCommandBytes, SnapshotBytes or MaxSnapshotBytes out of range")
 	case len(c.Peers) > 100 || len(c.Join) > 100:
 		return errors.New("cluster: more than 100 peers")
 	}

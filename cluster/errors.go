@@ -51,6 +51,9 @@ var (
 	ErrWiped = errors.New("this peer lost its data: the others have formed the cluster already; it must join again")
 	// ErrDiskHangs: a write to the Raft log did not come back in Timing.Disk.
 	ErrDiskHangs = errors.New("the disk of the Raft log hangs; this peer stops so that another can lead: look at the disk, then start it again")
+	// ErrNoProgress: Raft on this peer does not move although it could. To be
+	// started again; its data is whole.
+	ErrNoProgress = errors.New("this peer makes no progress and must be started again")
 	// ErrPeersDiffer: two peers were configured with different lists of peers.
 	ErrPeersDiffer = errors.New("the peers are configured with different lists of peers; make them identical")
 	// ErrRecovering: recovery was begun on this data and did not come to its end.

@@ -117,6 +117,9 @@ type journal struct {
 	index   uint64
 	refuse  string        // Apply fails on this command
 	hold    chan struct{} // when set, Apply waits for it
+
+	holdRestore <-chan struct{} // when set, Restore waits for it
+	restores    int
 }
 
 func (j *journal) Apply(index, term uint64, commands [][]byte) ([][]byte, error) {
@@ -165,6 +168,13 @@ func (s journalSnapshot) Write(w io.Writer) error {
 }
 
 func (j *journal) Restore(r io.Reader) error {
+	j.mu.Lock()
+	j.restores++
+	hold := j.holdRestore
+	j.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return err
@@ -211,11 +221,12 @@ type network struct {
 	mu      sync.Mutex
 	blocked map[[2]string]bool // from, to address
 	conns   map[*cutConn]struct{}
-	owner   map[string]string // address → peer
+	owner   map[string]string        // address → peer
+	drag    map[string]time.Duration // to peer: each long write takes so long
 }
 
 func newNetwork() *network {
-	return &network{blocked: map[[2]string]bool{}, conns: map[*cutConn]struct{}{}, owner: map[string]string{}}
+	return &network{blocked: map[[2]string]bool{}, conns: map[*cutConn]struct{}{}, owner: map[string]string{}, drag: map[string]time.Duration{}}
 }
 
 // cutConn silently loses everything while its pair is blocked.
@@ -229,6 +240,16 @@ func (w *network) isCut(from, to string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.blocked[[2]string{from, to}]
+}
+
+func (c *cutConn) Write(b []byte) (int, error) {
+	c.nw.mu.Lock()
+	drag := c.nw.drag[c.to]
+	c.nw.mu.Unlock()
+	if len(b) > 2048 && drag > 0 {
+		time.Sleep(drag)
+	}
+	return c.Conn.Write(b)
 }
 
 func (c *cutConn) Close() error {

@@ -40,6 +40,7 @@ type machine struct {
 	term    uint64
 
 	applied atomic.Uint64 // greatest command index that sm has applied or restored
+	calls   atomic.Uint64 // of Apply begun and ended: odd while one is under way
 
 	mu      sync.Mutex // guards waiters
 	waiters []waiter
@@ -65,7 +66,9 @@ func (m *machine) Apply(l *raft.Log) any {
 	if err != nil {
 		return m.stop(fmt.Errorf("entry %d: %w; this peer cannot go on without knowing it", l.Index, err))
 	}
+	m.calls.Add(1)
 	results, err := m.sm.Apply(l.Index, l.Term, commands)
+	m.calls.Add(1)
 	if err == nil && len(results) != len(commands) {
 		err = fmt.Errorf("%d results for %d commands", len(results), len(commands))
 	}
@@ -138,6 +141,9 @@ func (m *machine) Restore(rc io.ReadCloser) error {
 		return errMachineStopped // also: never fall back to an older snapshot
 	}
 	index, term, err := readSnapshotHead(rc)
+	if err == nil && index < m.applied.Load() { // somebody may have read what came after
+		err = fmt.Errorf("it is of index %d, and %d is applied", index, m.applied.Load())
+	}
 	if err == nil {
 		err = m.sm.Restore(rc)
 	}

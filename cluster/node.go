@@ -46,13 +46,15 @@ type Node struct {
 
 	raft     atomic.Pointer[raft.Raft] // nil until the cluster has formed
 	raftGone chan struct{}             // closed when Raft answers nothing any more
-	hangs    chan struct{}             // closed when the disk does, and Raft cannot end
+	hangs    chan struct{}             // closed by the watchdog: Raft may never end
 	queue    *queue
 	places   places
 
 	transfers atomic.Int32 // of leadership, asked for and under way
 	members   sync.Mutex   // held while this peer, as leader, changes them
-	removed   atomic.Bool  // the leader says that this peer is no member
+	alarms    *alarms
+	stalls    atomic.Uint64 // writes to the log that took longer than Timing.Stall
+	removed   atomic.Bool   // the leader says that this peer is no member
 	reads     *reads
 	hub       *hub
 
@@ -83,6 +85,7 @@ func newNode(c Config) *Node {
 		n.handlers[k] = h
 	}
 	n.machine = &machine{sm: c.StateMachine, fail: n.fail}
+	n.alarms = newAlarms(n.log)
 	n.hub = newHub()
 	n.queue = newQueue(n)
 	n.reads = newReads(n)
@@ -102,7 +105,7 @@ func (n *Node) openData(ctx context.Context) error {
 	if n.snapshots, err = raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, 2, raftLogger(n.log)); err != nil {
 		return fmt.Errorf("open the snapshots: %w", err)
 	}
-	newest, err := n.checkSnapshots()
+	newest, newestTerm, err := n.checkSnapshots()
 	if err != nil {
 		return err
 	}
@@ -110,6 +113,9 @@ func (n *Node) openData(ctx context.Context) error {
 		return err
 	}
 	n.store.before = n.cfg.beforeStore
+	if err := n.store.dropDiverging(newest, newestTerm); err != nil {
+		return err
+	}
 	if err := n.store.verify(ctx, newest); err != nil {
 		return err
 	}
@@ -135,18 +141,18 @@ func (n *Node) openData(ctx context.Context) error {
 
 // checkSnapshots reads the newest snapshot through. The library would fall back
 // to an older one, whose log has been compacted away already.
-func (n *Node) checkSnapshots() (index uint64, err error) {
+func (n *Node) checkSnapshots() (index, term uint64, err error) {
 	dir := filepath.Join(n.cfg.Dir, "snapshots")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	found := 0
 	for _, e := range entries {
 		switch {
 		case e.IsDir() && strings.HasSuffix(e.Name(), ".tmp"): // cut short by a crash
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return 0, err
+				return 0, 0, err
 			}
 		case e.IsDir():
 			found++
@@ -154,23 +160,23 @@ func (n *Node) checkSnapshots() (index uint64, err error) {
 	}
 	list, err := n.snapshots.List()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if len(list) < min(found, 2) {
-		return 0, fmt.Errorf("%w: %s: unreadable metadata", ErrCorruptSnapshot, dir)
+		return 0, 0, fmt.Errorf("%w: %s: unreadable metadata", ErrCorruptSnapshot, dir)
 	}
 	if len(list) == 0 {
-		return 0, nil
+		return 0, 0, nil
 	}
 	meta, rc, err := n.snapshots.Open(list[0].ID)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s: %v", ErrCorruptSnapshot, filepath.Join(dir, list[0].ID), err)
+		return 0, 0, fmt.Errorf("%w: %s: %v", ErrCorruptSnapshot, filepath.Join(dir, list[0].ID), err)
 	}
 	defer func() { _ = rc.Close() }()
 	if _, _, err := readSnapshotHead(rc); err != nil {
-		return 0, fmt.Errorf("%s: %w", filepath.Join(dir, list[0].ID), err)
+		return 0, 0, fmt.Errorf("%s: %w", filepath.Join(dir, list[0].ID), err)
 	}
-	return meta.Index, nil
+	return meta.Index, meta.Term, nil
 }
 
 // serve opens the port, and starts Raft when the cluster has formed before.
@@ -187,6 +193,10 @@ func (n *Node) serve() error {
 	}
 	n.port.ctx, n.port.cancel = context.WithCancel(context.Background())
 	s := stream{n.port.raft, n}
+	peek := func() (peek, bool) {
+		r := n.raft.Load()
+		return r, r != nil
+	}
 	n.transport = newTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider:   s,
 		Logger:                  raftLogger(n.log),
@@ -195,10 +205,13 @@ func (n *Node) serve() error {
 		MaxRPCsInFlight:         1, // no pipelining: hashicorp/raft#612
 		Timeout:                 10 * time.Second,
 		MsgpackUseNewTimeFormat: true,
-	}), 8*time.Millisecond, func() (peek, bool) {
-		r := n.raft.Load()
-		return r, r != nil
+	}), 8*time.Millisecond, peek, &installs{
+		dir: n.cfg.Dir, limit: n.cfg.MaxSnapshotBytes, peek: peek, begin: n.begin, end: n.wg.Done,
+		log: n.log, alarms: n.alarms, installed: n.diverges,
 	})
+	if n.cfg.unsafeNoResponder {
+		n.transport.grace = math.MaxInt64
+	}
 	n.transport.stock = n.cfg.unsafeStockHeartbeats
 	n.server = newServer(n)
 	if n.marker.Load().GetPhase() >= peerpb.Phase_PHASE_READY {
@@ -221,7 +234,7 @@ func (n *Node) run() {
 	n.goDo(n.cleanup)
 	n.goDo(n.queue.run)
 	n.goDo(n.watch)
-	go n.watchDisk()
+	go n.watchdog()
 	n.goDo(n.compact)
 	n.running.Store(true)
 	if n.Err() != nil {
@@ -354,32 +367,14 @@ func (n *Node) watch() {
 	}
 }
 
-// watchDisk stops a peer whose main loop does not come back from a write. Its
-// heartbeats go on meanwhile, and so nobody would take over from a leader whose
-// disk hangs (hashicorp/raft#503, #612); a follower's are answered by the
-// responder. It counts its own ticks rather than read a clock, so that a process
-// that was frozen is not taken for one whose disk hangs. It lives as long as
-// anybody may wait for Raft.
-func (n *Node) watchDisk() {
-	const ticks = 5
-	t := time.NewTicker(max(n.cfg.Timing.Disk/ticks, time.Millisecond))
-	defer t.Stop()
-	for last, same := uint64(0), 0; ; {
-		select {
-		case <-n.done:
-			return
-		case <-t.C:
-		}
-		now := n.store.writes.Load()
-		if now != last || now%2 == 0 {
-			last, same = now, 0
-			continue
-		}
-		if same++; same >= ticks {
-			close(n.hangs)
-			n.fail(ErrDiskHangs)
-			return
-		}
+// diverges looks whether a snapshot that was installed left entries in the log
+// that contradict it. The library keeps them, refuses all that should follow the
+// snapshot, and is sent it again, for ever (hashicorp/raft#697). At a start they
+// are dropped.
+func (n *Node) diverges(index, term uint64) {
+	var l raft.Log
+	if err := n.store.GetLog(index, &l); err == nil && l.Term != term {
+		n.fail(fmt.Errorf("%w: its log contradicts the snapshot that it was sent, at index %d", ErrNoProgress, index))
 	}
 }
 
@@ -447,9 +442,9 @@ func (n *Node) stop() {
 		r := n.raft.Load()
 		n.formMu.Unlock()
 		if r != nil {
-			n.hub.unfollow(r)
 			go func() {
 				defer close(ended)
+				n.hub.unfollow(r)
 				_ = r.Shutdown().Error() // closes the transport, too
 			}()
 			select {

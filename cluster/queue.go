@@ -89,7 +89,8 @@ type queue struct {
 	slots chan struct{} // cap 2
 	fly   sync.WaitGroup
 
-	refusedSince atomic.Int64 // unix nanoseconds; see watchTransfer
+	refusals atomic.Uint64 // for a transfer of leadership, so far
+	outcomes atomic.Uint64 // other ones
 
 	mu     sync.Mutex // guards the rest
 	items  []*item    // also some that were withdrawn: see gone
@@ -335,7 +336,11 @@ func (q *queue) propose(r *raft.Raft, batch []*item) error {
 	}
 	f := r.ApplyLog(raft.Log{Data: encodeEnvelope(commands)}, 10*time.Second)
 	err := q.settled(f)
-	q.watchTransfer(err)
+	if errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+		q.refusals.Add(1)
+	} else {
+		q.outcomes.Add(1)
+	}
 	if notProposed(err) {
 		return fmt.Errorf("%w: %w", ErrNotReady, err)
 	}
@@ -370,23 +375,6 @@ func (q *queue) settled(f raft.Future) error {
 		return err
 	default:
 		return raft.ErrRaftShutdown
-	}
-}
-
-// watchTransfer stops a leader that refuses everything because of a transfer
-// that nobody has asked for: the library can forget that one has ended
-// (hashicorp/raft#696), and only a restart helps.
-func (q *queue) watchTransfer(err error) {
-	if !errors.Is(err, raft.ErrLeadershipTransferInProgress) || q.n.transfers.Load() > 0 {
-		q.refusedSince.Store(0)
-		return
-	}
-	now := time.Now().UnixNano()
-	if q.refusedSince.CompareAndSwap(0, now) {
-		return
-	}
-	if time.Duration(now-q.refusedSince.Load()) > max(10*q.n.cfg.Timing.Election, 5*time.Second) {
-		q.n.fail(errors.New("leadership transfer never ended; this peer must be restarted"))
 	}
 }
 
@@ -479,6 +467,7 @@ func (q *queue) settle(limit time.Duration) {
 	defer t.Stop()
 	select {
 	case <-done:
+	case <-q.n.hangs: // nothing will answer them
 	case <-t.C:
 		q.n.log.Warn("proposals are still under way; their outcome stays unknown")
 	}

@@ -171,6 +171,25 @@ func (s *checkedLog) corrupt(index uint64, detail string) error {
 	return &ErrCorruptLog{File: s.path, Index: index, Detail: detail}
 }
 
+// dropDiverging empties a log whose entry at the snapshot's index is not the one
+// that the snapshot has. The snapshot's was committed, so neither that entry
+// nor any after it ever was; those before it are in the snapshot.
+func (s *checkedLog) dropDiverging(index, term uint64) error {
+	var l raft.Log
+	if index == 0 || s.GetLog(index, &l) != nil || l.Term == term {
+		return nil // damage is for verify to find
+	}
+	first, err := s.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := s.LastIndex()
+	if err != nil {
+		return err
+	}
+	return s.DeleteRange(first, last)
+}
+
 // verify reads every entry, and insists that there is no gap after the snapshot
 // (entries at or before snapshotIndex are only a convenience for followers).
 // It sets the byte counter to what is newer than the snapshot.

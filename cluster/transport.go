@@ -1,7 +1,9 @@
 package cluster
 
 import (
+	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -28,6 +30,11 @@ type transport struct {
 	peek  func() (peek, bool) // false until Raft runs
 	grace time.Duration       // how long the main loop has the first say
 	stock bool
+
+	installs *installs
+	mute     atomic.Bool   // to followers: see watchdog
+	heard    sync.Map      // raft.ServerID → *atomic.Uint64: see answers
+	advances atomic.Uint64 // entries that followers took, in messages
 }
 
 // peek is what the responder may see of Raft: methods that only read, safe for
@@ -37,10 +44,14 @@ type peek interface {
 	LeaderWithID() (raft.ServerAddress, raft.ServerID)
 	LastIndex() uint64
 	CurrentTerm() uint64
+	AppliedIndex() uint64 // what the state machine was given
 }
 
-func newTransport(inner *raft.NetworkTransport, grace time.Duration, p func() (peek, bool)) *transport {
-	t := &transport{NetworkTransport: inner, out: make(chan raft.RPC), done: make(chan struct{}), peek: p, grace: grace}
+var errMute = errors.New("this leader's disk hangs; another peer should lead")
+
+func newTransport(inner *raft.NetworkTransport, grace time.Duration, p func() (peek, bool), i *installs) *transport {
+	t := &transport{NetworkTransport: inner, out: make(chan raft.RPC), done: make(chan struct{}), peek: p, grace: grace, installs: i}
+	i.out, i.done = t.out, t.done
 	t.wg.Add(1)
 	go t.pump()
 	return t
@@ -51,6 +62,13 @@ func (t *transport) pump() {
 	for {
 		select {
 		case rpc := <-t.NetworkTransport.Consumer():
+			switch req := rpc.Command.(type) {
+			case *raft.InstallSnapshotRequest:
+				t.installs.take(rpc, req)
+				continue
+			case *raft.AppendEntriesRequest:
+				t.installs.follows(req)
+			}
 			select {
 			case t.out <- rpc:
 			case <-t.done:
@@ -73,6 +91,53 @@ func (t *transport) SetHeartbeatHandler(stock func(raft.RPC)) {
 		return
 	}
 	t.NetworkTransport.SetHeartbeatHandler(t.heartbeat)
+}
+
+// AppendEntries carries the leader's heartbeats, too.
+func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if t.mute.Load() {
+		return errMute
+	}
+	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
+	if err == nil && (req.PrevLogEntry > 0 || req.LeaderCommitIndex > 0) { // not a heartbeat: its main loop answers
+		t.answers(id).Add(1)
+		if resp.Success && len(req.Entries) > 0 {
+			t.advances.Add(1)
+		}
+	}
+	return err
+}
+
+// answers counts how often a follower's main loop answered this leader.
+func (t *transport) answers(id raft.ServerID) *atomic.Uint64 {
+	n, ok := t.heard.Load(id)
+	if !ok {
+		n, _ = t.heard.LoadOrStore(id, new(atomic.Uint64))
+	}
+	return n.(*atomic.Uint64)
+}
+
+// probe asks the main loop for a sign of life. The loop refuses a message of a
+// protocol version that does not exist before it looks at anything else. The
+// channel is closed when it has.
+func (t *transport) probe() <-chan struct{} {
+	alive := make(chan struct{})
+	answer := make(chan raft.RPCResponse, 1)
+	t.wg.Add(1)
+	go func() {
+		defer t.wg.Done()
+		select {
+		case t.out <- raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax + 1}}, RespChan: answer}:
+		case <-t.done:
+			return
+		}
+		select {
+		case <-answer:
+			close(alive)
+		case <-t.done:
+		}
+	}()
+	return alive
 }
 
 // Close ends the transport; the library calls it when Raft has shut down.

@@ -25,8 +25,9 @@ func (f fixedRaft) State() raft.RaftState { return f.state }
 func (f fixedRaft) LeaderWithID() (raft.ServerAddress, raft.ServerID) {
 	return raft.ServerAddress(f.leader), raft.ServerID(f.leader)
 }
-func (f fixedRaft) LastIndex() uint64   { return 42 }
-func (f fixedRaft) CurrentTerm() uint64 { return f.term }
+func (f fixedRaft) LastIndex() uint64    { return 42 }
+func (f fixedRaft) CurrentTerm() uint64  { return f.term }
+func (f fixedRaft) AppliedIndex() uint64 { return 40 }
 
 type deafStream struct{ *handOff }
 
@@ -36,7 +37,10 @@ func newDeafTransport(t *testing.T, grace time.Duration, p func() (peek, bool)) 
 	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: deafStream{newHandOff(idAddr("n1"))}, MaxPool: 1, MaxRPCsInFlight: 1, Timeout: time.Second, Logger: raftLogger(testLogger("")),
 	})
-	tr := newTransport(inner, grace, p)
+	tr := newTransport(inner, grace, p, &installs{
+		dir: t.TempDir(), limit: 1 << 20, peek: p, begin: func() bool { return true }, end: func() {},
+		log: testLogger(""), alarms: newAlarms(testLogger("")), installed: func(uint64, uint64) {},
+	})
 	t.Cleanup(func() { _ = tr.Close() })
 	return tr
 }
