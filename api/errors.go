@@ -31,6 +31,7 @@ var outcomes = map[secret.Code]outcome{
 	secret.CodeUnknown:     {http.StatusGatewayTimeout, http.StatusServiceUnavailable, "state_not_ready"},
 	secret.CodeFull:        {http.StatusInsufficientStorage, http.StatusServiceUnavailable, "state_not_ready"},
 	// Only who sends headers of ours sees these, so they are the same on the wire.
+	secret.CodeForgotten:     {http.StatusGone, http.StatusGone, "api_bad_request"},
 	secret.CodeForeignToken:  {http.StatusPreconditionFailed, http.StatusPreconditionFailed, "api_bad_request"},
 	secret.CodeIndexRequired: {http.StatusPreconditionRequired, http.StatusPreconditionRequired, "api_bad_request"},
 	secret.CodeInternal:      {http.StatusInternalServerError, http.StatusInternalServerError, "api_internal_error"},

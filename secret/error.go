@@ -26,6 +26,8 @@ const (
 	CodeIndexRequired Code = "index_required"
 	// CodeForeignToken: an index token that this cluster did not make, as it is now.
 	CodeForeignToken Code = "foreign_token"
+	// CodeForgotten: the changes after the index of a watch are not kept any more.
+	CodeForgotten Code = "forgotten"
 	CodeInternal     Code = "internal" // a defect or damaged data
 )
 

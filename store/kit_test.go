@@ -129,22 +129,46 @@ func (l *fakeLog) Propose(ctx context.Context, command []byte) ([]byte, error) {
 }
 
 func (l *fakeLog) apply(command []byte) ([]byte, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.index++
-	results, err := l.machine.Apply(l.index, 1, [][]byte{command})
+	results, err := l.entry(command)
 	if err != nil {
 		return nil, err
 	}
 	return results[0], nil
 }
 
+// entry applies commands as one entry.
+func (l *fakeLog) entry(commands ...[]byte) ([][]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.index++
+	return l.machine.Apply(l.index, 1, commands)
+}
+
 func (l *fakeLog) WaitRead(context.Context) (uint64, error) {
-	if l.onRead != nil {
-		l.onRead()
+	l.mu.Lock()
+	on := l.onRead
+	l.mu.Unlock()
+	if on != nil {
+		on()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.reads++
 	return l.machine.View().Index(), l.noRead
+}
+
+// hook has f called in each read-index round.
+func (l *fakeLog) hook(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.onRead = f
+}
+
+// rounds is how many read-index rounds there were.
+func (l *fakeLog) rounds() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reads
 }
 
 func (l *fakeLog) must(t *testing.T, c *fsmpb.Command) {
@@ -260,6 +284,12 @@ func (a *fakeAudit) since(n int) (list []string) {
 		list = append(list, s)
 	}
 	return list
+}
+
+func (a *fakeAudit) last() audit.Record {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.records[len(a.records)-1]
 }
 
 func (a *fakeAudit) len() int {

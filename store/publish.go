@@ -19,6 +19,7 @@ type published struct {
 	view     *fsm.View
 	paths    *btree.BTreeG[named] // readable names, in order
 	policies *policy.Set
+	feed     feed
 	damaged  int // records that could not be decrypted or understood
 }
 
@@ -63,6 +64,8 @@ func (s *Store) Open() error {
 	s.live = o
 	s.public.Store(o.snapshot())
 	s.moved.fire()
+	s.watchers.tellAll(true)
+	s.watchers.tell(view.Index(), nil)
 	if o.next.damaged > 0 {
 		s.cfg.Logger.Error("some records could not be decrypted; they are not served", "records", o.next.damaged)
 	}
@@ -78,6 +81,7 @@ func (s *Store) Close() {
 	s.public.Store(nil)
 	s.mu.Unlock()
 	s.moved.fire()
+	s.watchers.tellAll(true)
 	if o != nil {
 		o.stop()
 	}
@@ -94,10 +98,13 @@ func (s *Store) Damaged() int {
 // Changed publishes the state after one entry.
 func (o *observer) Changed(d fsm.Delta) {
 	<-o.ready
+	var events []Event
 	if d.Reset {
 		o.reset(d.View)
 	} else {
 		o.follow(d)
+		events = o.events(d)
+		o.next.feed.add(events)
 	}
 	o.store.mu.Lock()
 	defer o.store.mu.Unlock()
@@ -107,9 +114,14 @@ func (o *observer) Changed(d fsm.Delta) {
 	case d.View.Seal().Sealed: // by an operator: nothing of this view or a later one is served
 		o.store.live = nil
 		o.store.public.Store(nil)
+		o.store.watchers.tellAll(true)
 		o.stop()
 	default:
 		o.store.public.Store(o.snapshot())
+		if d.Reset || len(d.Policies) > 0 {
+			o.store.watchers.tellAll(d.Reset)
+		}
+		o.store.watchers.tell(d.View.Index(), events)
 	}
 }
 
@@ -121,7 +133,7 @@ func (o *observer) snapshot() *published {
 }
 
 func (o *observer) reset(view *fsm.View) {
-	o.next = published{view: view, paths: btree.NewBTreeGOptions(byPath, btree.Options{NoLocks: true})}
+	o.next = published{view: view, paths: btree.NewBTreeGOptions(byPath, btree.Options{NoLocks: true}), feed: feed{floor: view.Index()}}
 	for record := range view.Secrets() {
 		o.name(record)
 	}

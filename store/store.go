@@ -129,6 +129,9 @@ type Store struct {
 	public atomic.Pointer[published] // nil while sealed
 	moved  signal                    // fires after each change of public
 
+	watchers watchers
+	watched  watched
+
 	mu   sync.Mutex // guards what follows
 	live *observer  // the one that publishes; nil while sealed
 }
