@@ -49,6 +49,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		}
 		return answer, nil
 	})
+	routes[client.RouteSecretWatch] = s.watch()
 	routes[client.RoutePolicyPut] = post(s, func(ctx context.Context, r store.Request, q client.Policy) (client.ChangeAnswer, error) {
 		permissions, err := secret.ParsePermissions(q.Permissions)
 		if err != nil { // told only to those who may write policies

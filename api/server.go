@@ -42,7 +42,8 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	http      *http.Server
-	admission *admission
+	admission *admission // of all requests but watches
+	watches   *watches
 }
 
 // New makes a server.
@@ -50,7 +51,7 @@ func New(cfg Config) *Server {
 	if cfg.BodyLimit <= 0 {
 		cfg.BodyLimit = DefaultBodyLimit
 	}
-	s := &Server{cfg: cfg, admission: newAdmission(maxUnderWay, maxUnderWayOfEach)}
+	s := &Server{cfg: cfg, admission: newAdmission(maxUnderWay, maxUnderWayOfEach), watches: newWatches(maxWatches, maxWatchesOfEach)}
 	s.http = &http.Server{
 		Handler: s.Handler(),
 		// "OPTIONS *" comes to the handler as well, which asks who it is first.
@@ -104,8 +105,9 @@ func (s *Server) Serve(listener net.Listener, config *tls.Config) error {
 	return err
 }
 
-// Shutdown lets requests under way finish, until ctx ends.
+// Shutdown lets requests under way finish, until ctx ends; watches end at once.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.watches.close()
 	return errors.Join(s.http.Shutdown(ctx), s.http.Close())
 }
 
@@ -123,9 +125,13 @@ func (s *Server) Handler() http.Handler {
 		if leaving || aging(r, time.Now()) {
 			w.Header().Set("Connection", "close")
 		}
-		switch admitted := s.admission.enter(who); {
+		admission := s.admission
+		if r.URL.EscapedPath() == client.RouteSecretWatch {
+			admission = s.watches.admission
+		}
+		switch admitted := admission.enter(who); {
 		case admitted:
-			defer s.admission.leave(who)
+			defer admission.leave(who)
 			if closed && !strings.HasPrefix(r.URL.EscapedPath(), client.RoutesOfOperators) {
 				if isNative {
 					s.sendFailure(w, store.Request{}, errDraining)

@@ -481,7 +481,11 @@ var errNotSent = errors.New("no connection")
 const maxAnswer = 64 << 20
 
 func (c *Client) attempt(ctx context.Context, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Attempt)
+	return c.attemptWithin(ctx, c.cfg.Attempt, peer, method, route, body, writeID)
+}
+
+func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, peer+route, bytes.NewReader(body))
 	if err != nil {

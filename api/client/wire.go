@@ -51,6 +51,7 @@ const (
 	RouteSecretPurge    = "/v1/secrets/purge"
 	RouteSecretMetadata = "/v1/secrets/metadata"
 	RouteSecretTransact = "/v1/secrets/transact"
+	RouteSecretWatch    = "/v1/secrets/watch"
 	RoutePolicyPut      = "/v1/policies/put"
 	RoutePolicyGet      = "/v1/policies/get"
 	RoutePolicyDelete   = "/v1/policies/delete"
@@ -171,6 +172,39 @@ type ListRequest struct {
 type ListAnswer struct {
 	Keys  []string `json:"keys"`
 	Index uint64   `json:"index"`
+}
+
+// WatchRequest asks for changes of the secret at Path, or of all whose paths begin
+// with Prefix (all there are, when both are empty).
+type WatchRequest struct {
+	Path   string `json:"path,omitempty"`
+	Prefix string `json:"prefix,omitempty"`
+	// After is the index after which changes are wanted: that of any answer of the
+	// cluster. 0: from now on.
+	After uint64 `json:"after,omitempty"`
+	// Incarnation is that of the WatchAnswer that After is from; 0: not checked.
+	Incarnation uint64 `json:"incarnation,omitempty"`
+	// WaitSeconds is how long to wait while there is no change; more than 20 is 20.
+	WaitSeconds uint32 `json:"waitSeconds,omitempty"`
+}
+
+// WatchAnswer has all changes after the index asked for, up to Index: whole
+// entries of the log, in its order. There may be none. The next request goes on
+// after Index, at any peer.
+type WatchAnswer struct {
+	Events      []Event `json:"events"`
+	Index       uint64  `json:"index"`
+	Incarnation uint64  `json:"incarnation"`
+}
+
+// Event is one change of a secret, without its values. Several may have one
+// index: they took effect at once, in the order in which they are listed.
+type Event struct {
+	Index    uint64           `json:"index"`
+	Time     time.Time        `json:"time"` // of the peer that was asked for the change
+	Kind     string           `json:"kind"` // "put", "deleted", "undeleted", "destroyed", "purged"
+	Path     string           `json:"path"`
+	Versions []secret.Version `json:"versions,omitempty"` // that were changed; all of them when purged
 }
 
 // MetadataAnswer describes a secret and all its versions.
