@@ -33,6 +33,7 @@ func (n *Node) Drain(on bool) {
 	now := n.now()
 	if n.drained.CompareAndSwap(nil, &now) {
 		n.log.Info("this peer is being drained", "serves for", n.cfg.DrainGrace)
+		n.api.EndWatches()
 	}
 }
 

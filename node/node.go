@@ -111,12 +111,12 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	}
 	n.store = store.New(store.Config{Machine: n.machine, Log: proposals{n.cluster}, Keys: keys{n.seal}, Recorder: n.audit,
 		Operator: operator{n}, Incarnation: n.incarnation, Logger: log.With("part", "store"), ClearPaths: cfg.AuditClearPaths})
-	n.cluster.Handle(rpcStatus, n.answerStatus)
-	n.cluster.Handle(rpcRestore, n.answerRestore)
-	n.cluster.Handle(rpcDrain, n.answerDrain)
 	if err := n.serve(); err != nil {
 		return nil, err
 	}
+	n.cluster.Handle(rpcStatus, n.answerStatus)
+	n.cluster.Handle(rpcRestore, n.answerRestore)
+	n.cluster.Handle(rpcDrain, n.answerDrain)
 	n.machine.Observe(sealWatch{n})
 	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.draining} {
 		n.loops.Go(loop)
