@@ -21,9 +21,12 @@ const stopWithin = 15 * time.Second
 // App is the nexus program: settings to Config, then Run until ctx ends.
 func App(stderr io.Writer) *cli.App {
 	return &cli.App{
-		Name:            "nexus",
-		Usage:           "one peer of a SPIKE HA secrets cluster",
-		Version:         Version,
+		Name:    "nexus",
+		Usage:   "one peer of a SPIKE HA secrets cluster",
+		Version: Version,
+		Description: fmt.Sprintf("Exit statuses: 0 stopped as asked; %d wrong settings, or it cannot go on (the last line says why);\n"+
+			"%d its data is damaged, another's, or of a newer version: starting it again does not help;\n"+
+			"%d start it again: Raft made no progress (after a minute of running it does that itself), or the disk hung.", ExitFailed, ExitData, ExitRestart),
 		HideHelpCommand: true,
 		Flags:           Flags(),
 		ErrWriter:       stderr,
