@@ -204,13 +204,17 @@ func otherReports(c *cli.Context, here cluster.Report, ids []string) ([]cluster.
 		}
 		return ids2
 	}
+	why := errors.New("it does not answer, and there is no report")
 	if len(missing()) > 0 {
-		if err := askSurvivors(c, known); err != nil && !c.Bool("force") {
-			return nil, err
+		if err := askSurvivors(c, known); err != nil {
+			if errors.Is(err, errHasQuorum) {
+				return nil, err
+			}
+			why = err
 		}
 	}
 	if left := missing(); len(left) > 0 && !c.Bool("force") {
-		return nil, hinted{fmt.Errorf("it is not known what %s holds: it does not answer, and there is no report", strings.Join(left, ", ")),
+		return nil, hinted{fmt.Errorf("it is not known what %s holds: %w", strings.Join(left, ", "), why),
 			"give its API address (--address), or stop it and give --report FILE of 'spikectl cluster inspect --format json'; one that is lost is not listed in --peers"}
 	}
 	var list []cluster.Report
@@ -222,11 +226,13 @@ func otherReports(c *cli.Context, here cluster.Report, ids []string) ([]cluster.
 	return list, nil
 }
 
+var errHasQuorum = errors.New("there is a quorum, and nothing to recover")
+
 // askSurvivors asks every address that is configured what its peer holds.
 func askSurvivors(c *cli.Context, known map[string]cluster.Report) error {
 	cl, ctx, done, err := connect(c)
 	if err != nil {
-		return hinted{fmt.Errorf("the other survivors cannot be asked: %w", err), "give --address and an identity, or --report FILE for each of them"}
+		return err
 	}
 	defer done()
 	for i := range cl.Peers() {
@@ -237,7 +243,7 @@ func askSurvivors(c *cli.Context, known map[string]cluster.Report) error {
 			continue // whether it is missed shows afterwards
 		}
 		if status.Leader != "" && !c.Bool("force") {
-			return fmt.Errorf("%s has a leader, %s: there is a quorum, and nothing to recover", status.AskedPeer, status.Leader)
+			return fmt.Errorf("%w: %s follows the leader %s", errHasQuorum, status.AskedPeer, status.Leader)
 		}
 		for _, p := range status.Peers {
 			if _, have := known[p.ID]; have || p.ID != status.AskedPeer || !p.Reachable {

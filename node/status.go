@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -35,6 +36,9 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	n.cluster.WaitRead(round)
 	done()
 	status := n.cluster.Status()
+	if !slices.ContainsFunc(status.Members, func(m cluster.Member) bool { return m.ID == n.cfg.ID }) {
+		status.Members = append(status.Members, cluster.Member{ID: n.cfg.ID}) // removed, or not admitted yet: it says so
+	}
 	view := n.machine.View()
 	st := sealState(view)
 	size, limit := view.Size()
