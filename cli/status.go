@@ -132,6 +132,9 @@ func printTroubles(w io.Writer, s client.Status) {
 		fmt.Fprintf(w, "\nsealed: %s: %s\n", strings.Join(peers[reason], ", "), reason)
 	}
 	for _, p := range s.Peers {
+		for _, a := range p.Alarms {
+			fmt.Fprintf(w, "\n%s, alarm %s since %s: %s\n", p.ID, a.Kind, shortTime(a.Since), a.Detail)
+		}
 		if p.AuditFault != "" {
 			fmt.Fprintf(w, "\n%s, audit log: %s\n", p.ID, p.AuditFault)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
 )
@@ -39,6 +40,9 @@ func TestPrintStatus(t *testing.T) {
 		{"new", []client.PeerStatus{peer("a", sealed)}, func(s *client.Status) { s.Initialised = false }, "waiting for its root key: run 'spikectl bootstrap'", nil},
 		{"audit", []client.PeerStatus{peer("a", func(p *client.PeerStatus) { p.AuditFault = "broken" })}, nil,
 			"serving, with a fault in an audit log", []string{"a, audit log: broken"}},
+		{"alarm", []client.PeerStatus{peer("a", func(p *client.PeerStatus) {
+			p.Alarms = []client.Alarm{{Kind: "disk-stalls", Detail: "look at the disk", Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}
+		})}, nil, "serving", []string{"a, alarm disk-stalls since " + shortTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) + ": look at the disk"}},
 		{"Keepers", []client.PeerStatus{peer("a", nil)}, func(s *client.Status) {
 			s.Keepers = []client.KeeperStatus{{Name: "k1", Health: "empty", Detail: "empty"}, {Name: "k2", Health: "unreachable", Detail: "refused"}}
 		}, "serving", []string{"k2: refused"}},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,6 +68,14 @@ func (n *Node) registry() *prometheus.Registry {
 		}
 		return 0
 	})
+	gauge("spike_raft_snapshot_installs", "Snapshots installed from a leader since the start.", func() float64 { return float64(n.cluster.Status().Installs) })
+	gauge("spike_raft_disk_stalls", "Writes to the Raft log that took seconds, since the start.", func() float64 { return float64(n.cluster.Status().DiskStalls) })
+	for _, kind := range cluster.AlarmKinds {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "spike_alarm", Help: "1 while this alarm is on; spikectl status says what to do.",
+			ConstLabels: prometheus.Labels{"kind": string(kind)}}, func() float64 {
+			return boolean(slices.ContainsFunc(n.cluster.Status().Alarms, func(a cluster.Alarm) bool { return a.Kind == kind }))
+		}))
+	}
 	gauge("spike_state_secrets", "Secrets.", func() float64 { return float64(n.machine.View().SecretCount()) })
 	gauge("spike_state_bytes", "Bytes of replicated state.", func() float64 { b, _ := n.machine.View().Size(); return float64(b) })
 	gauge("spike_state_limit_bytes", "Bound of the replicated state.", func() float64 { _, b := n.machine.View().Size(); return float64(b) })

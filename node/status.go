@@ -127,7 +127,11 @@ func (n *Node) ownStatus() client.PeerStatus {
 	if err := n.audit.Err(); err != nil {
 		fault = err.Error()
 	}
-	return client.PeerStatus{ID: n.cfg.ID, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
+	var alarms []client.Alarm
+	for _, a := range status.Alarms {
+		alarms = append(alarms, client.Alarm{Kind: string(a.Kind), Detail: a.Detail, Since: a.Since})
+	}
+	return client.PeerStatus{ID: n.cfg.ID, Alarms: alarms, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
 		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
 		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Damaged: n.store.Damaged()}

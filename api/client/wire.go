@@ -343,6 +343,15 @@ type PeerStatus struct {
 	SVIDExpiry   time.Time `json:"svidExpiry"`
 	Version      string    `json:"version"`
 	Damaged      int       `json:"damagedRecords,omitempty"`
+	Alarms       []Alarm   `json:"alarms,omitempty"` // that are on
+}
+
+// Alarm is something that goes on at a peer and wants an operator. It ends when
+// its cause does.
+type Alarm struct {
+	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls
+	Detail string    `json:"detail"`
+	Since  time.Time `json:"since"`
 }
 
 // KeeperStatus is one Keeper as the asked peer found it.
