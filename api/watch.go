@@ -59,6 +59,14 @@ func (s *Server) EndWatches() {
 	w.all, w.end = context.WithCancelCause(context.Background())
 }
 
+// Watches is how many watches are under way.
+func (s *Server) Watches() int {
+	a := s.watches.admission
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.underWay
+}
+
 // watch is a long poll: it answers with the next changes, or with none when the
 // wait is over. It keeps nothing between two requests, so that the next one may
 // go to any peer.

@@ -24,3 +24,6 @@ func (n *Node) SetSeal(ctx context.Context, sealed bool) error {
 func (n *Node) HandTo(ctx context.Context, id string) error {
 	return n.cluster.TransferLeadership(ctx, id)
 }
+
+// Watches is how many watches are under way here.
+func (n *Node) Watches() int { return n.api.Watches() }

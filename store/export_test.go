@@ -14,3 +14,17 @@ func Waiting(s *Store) (n int) {
 	}
 	return n
 }
+
+// Undisturbed is how many watches wait at s since index, and were not woken.
+func Undisturbed(s *Store, index uint64) (n int) {
+	s.watchers.mu.Lock()
+	defer s.watchers.mu.Unlock()
+	for _, set := range s.watchers.waiting {
+		for w := range set {
+			if w.from == index && len(w.woken) == 0 {
+				n++
+			}
+		}
+	}
+	return n
+}

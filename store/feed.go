@@ -52,8 +52,8 @@ type feed struct {
 
 func (e *Event) size() int { return 96 + len(e.Path) + 8*len(e.Versions) }
 
-// add appends the events of one entry and forgets the oldest over the bounds,
-// whole entries at a time.
+// add appends the events of one entry and forgets the oldest over the bounds.
+// What is left of an entry that lost one is behind the floor, where nobody looks.
 func (f *feed) add(entry []Event) {
 	for i := range entry {
 		f.bytes += entry[i].size()
@@ -61,10 +61,8 @@ func (f *feed) add(entry []Event) {
 	f.events = append(f.events, entry...)
 	for len(f.events) > feedEvents || f.bytes > feedBytes {
 		f.floor = f.events[0].Index
-		for len(f.events) > 0 && f.events[0].Index == f.floor {
-			f.bytes -= f.events[0].size()
-			f.events = f.events[1:]
-		}
+		f.bytes -= f.events[0].size()
+		f.events = f.events[1:]
 	}
 }
 

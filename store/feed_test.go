@@ -68,7 +68,15 @@ func (w *world) waiting(r store.Request, q store.WatchQuery) func() (store.Batch
 		default:
 		}
 	}
-	return func() (store.Batch, error) { <-done; return b, err }
+	return func() (store.Batch, error) {
+		w.t.Helper()
+		select {
+		case <-done:
+		case <-time.After(store.MaxWatchWait / 2):
+			w.t.Fatal("nothing but the end of its wait would end the watch")
+		}
+		return b, err
+	}
 }
 
 // Each kind of change is told with its versions and its index, in order, without
@@ -138,6 +146,9 @@ func TestWatchWaits(t *testing.T) {
 		if q.Prefix != "" || q.Path != "" { // anything else than everything
 			for i := range 50 {
 				w.put("elsewhere", fmt.Sprint(i))
+				if store.Undisturbed(w.Store, from) != 1 {
+					t.Fatalf("%+v: woken by what happened elsewhere", q)
+				}
 			}
 		}
 		if got := w.log.rounds(); got != reads {
