@@ -7,7 +7,9 @@
 // Peers may stop, be cut off and come back at any time, but do not lie: who
 // holds a peer's certificate is trusted to follow the protocol. An fsync that
 // returns is durable. Clocks only decide how fast a leader is replaced; nothing
-// here is decided by the time of day, and no lease is ever read from.
+// here is decided by the time of day, and no lease is ever read from. What is
+// measured is measured on the monotonic clock or in ticks, so that setting a
+// clock changes nothing (certificates alone have their hours).
 //
 // # Guarantees
 //
@@ -35,6 +37,8 @@
 // peer lives is looked up at each dial.
 //
 // transport.go replaces the library's heartbeat handler; see there for why.
+// install.go receives snapshots before Raft sees them. watchdog.go ends what the
+// library does not end by itself.
 // store.go keeps the log and checks every entry it reads. machine.go feeds the
 // state machine. form.go forms the cluster once, join.go brings later peers in
 // and finds out when this one was removed, membership.go and members.go change
