@@ -71,7 +71,9 @@ func TestWatchResumes(t *testing.T) {
 				batch(w, 12, "a", "b")
 			}
 		},
-		func(w http.ResponseWriter, _ client.WatchRequest) { fail(w, http.StatusServiceUnavailable, secret.CodeSealed) })
+		func(w http.ResponseWriter, _ client.WatchRequest) {
+			fail(w, http.StatusServiceUnavailable, secret.CodeSealed)
+		})
 	w, err := cl.Watch(context.Background(), client.WatchOptions{Prefix: "x/"})
 	if err != nil || w.Index() != 10 {
 		t.Fatal(w, err)
