@@ -4,7 +4,8 @@
 // warnings, errors, hints) to standard error. "--format json" and "yaml" print
 // the same document; tables are for people and may change. An error says what
 // happened, to which thing, and what to do now. Exit status 0 is success, 1 a
-// wrong use or a local failure, 2 a refusal or failure of the cluster.
+// wrong use or a local failure, 2 a refusal or failure of the cluster, 3 a watch
+// that cannot go on from where it was.
 //
 // Secret values are never needed on the command line: key=- reads one from
 // standard input, key=@file from a file.
@@ -35,6 +36,7 @@ const (
 	ExitOK     = 0
 	ExitLocal  = 1 // wrong use, or a failure on this side
 	ExitRemote = 2 // the cluster refused or failed
+	ExitForgot = 3 // the changes that a watch was to go on from are not kept any more
 )
 
 // Main runs spikectl with args (without the program's name) and returns its
@@ -63,6 +65,9 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Write
 	}
 	if hint := hintFor(err); hint != "" {
 		fmt.Fprintln(errOut, "Hint:", hint)
+	}
+	if secret.CodeOf(err) == secret.CodeForgotten {
+		return ExitForgot
 	}
 	if remote != nil && !errors.Is(err, errLocal) {
 		return ExitRemote
@@ -129,6 +134,8 @@ func hintFor(err error) string {
 		return "see 'spikectl status'; a sealed peer gets its keys from the Keepers by itself, or from 'spikectl operator restore'"
 	case secret.CodeUnavailable:
 		return "a majority of the peers must be up; 'spikectl status' asks any one of them"
+	case secret.CodeForgotten:
+		return "start over: list or read what you need with --format json, then watch --after the \"index\" of that answer"
 	case secret.CodeDenied:
 		return "check which identity you use (SPIFFE_ENDPOINT_SOCKET) and the policies ('spikectl policy list')"
 	}
@@ -199,9 +206,23 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	return usage("%w; see %s --help", err, c.Command.HelpName)
 }
 
-// connect makes the client of a command; the caller runs done at the end.
-func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(), err error) {
-	deadline := time.Now().Add(c.Duration("timeout"))
+// connect makes the client of a command, and bounds it in time; the caller runs
+// done at the end.
+func connect(c *cli.Context) (*client.Client, context.Context, func(), error) {
+	ctx, cancel := context.WithDeadline(c.Context, time.Now().Add(c.Duration("timeout")))
+	cl, _, done, err := connectForever(c)
+	if err != nil {
+		cancel()
+		return nil, nil, nil, err
+	}
+	patience := time.AfterFunc(quiet, func() {
+		fmt.Fprintf(c.App.ErrWriter, "no answer yet; asking the peers again until %s are over (--timeout)\n", c.Duration("timeout"))
+	})
+	return cl, ctx, func() { patience.Stop(); done(); cancel() }, nil
+}
+
+// connectForever is connect for a command that runs until it is interrupted.
+func connectForever(c *cli.Context) (cl *client.Client, ctx context.Context, done func(), err error) {
 	var domains []spiffeid.TrustDomain
 	for _, name := range strings.Split(c.String("trust-root"), ",") {
 		domain, err := spiffeid.TrustDomainFromString(strings.TrimSpace(name))
@@ -236,11 +257,7 @@ func connect(c *cli.Context) (cl *client.Client, ctx context.Context, done func(
 		source.Close()
 		return nil, nil, nil, local(err)
 	}
-	ctx, cancel := context.WithDeadline(c.Context, deadline)
-	patience := time.AfterFunc(quiet, func() {
-		fmt.Fprintf(c.App.ErrWriter, "no answer yet; asking the peers again until %s are over (--timeout)\n", c.Duration("timeout"))
-	})
-	return cl, ctx, func() { patience.Stop(); cl.Close(); source.Close(); cancel() }, nil
+	return cl, c.Context, func() { cl.Close(); source.Close() }, nil
 }
 
 // quiet is how long a command waits without a word: longer than an election
@@ -283,7 +300,9 @@ type dialer func() (*client.Client, context.Context, error)
 
 // with runs an action and closes what it opened. What the cluster says of the
 // thing that the first argument names begins with that name.
-func with(do action) cli.ActionFunc {
+func with(do action) cli.ActionFunc { return over(connect, do) }
+
+func over(connect func(*cli.Context) (*client.Client, context.Context, func(), error), do action) cli.ActionFunc {
 	return func(c *cli.Context) (err error) {
 		if err := checkFormat(c); err != nil {
 			return err

@@ -46,6 +46,7 @@ is -, comes from a file or from standard input.`,
 		{Name: "purge", Usage: "remove a secret with all its versions and metadata", ArgsUsage: "PATH", Flags: []cli.Flag{yes},
 			Action: with(purgeSecret)},
 		transactCommand(),
+		watchCommand(),
 	}}
 }
 
