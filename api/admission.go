@@ -1,55 +1,215 @@
 package api
 
 import (
+	"context"
 	"net/http"
+	"strings"
 	"sync"
+	"time"
 
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
-// admission bounds the requests under way on one peer, and of one identity
-// among them. HTTP/2 lets one connection carry many requests, each of which may
-// hold a body and wait for a leader: without a bound a burst would end in
-// collapse, and without one per identity one application could be that burst.
+// admission lets a bounded number of requests run at once, and lets the others
+// wait their turn: each identity in its own line, and the lines served in rounds
+// (fair queueing: Nagle, RFC 970). However many requests one identity sends,
+// another's waits for one of each line at most, and then shares the peer with no
+// more than limits.each of them. HTTP/2 lets one connection carry many requests,
+// each of which may hold a body and wait for a leader: without bounds a burst
+// would end in collapse.
 type admission struct {
-	all, each int // limits
+	limits limits
 
-	mu       sync.Mutex // guards what follows
-	underWay int
-	byCaller map[string]int // of those with requests under way
+	mu      sync.Mutex // guards what follows
+	running int
+	waiting int
+	callers map[string]*line // of those with requests running or waiting
+	turns   []*line          // of those waiting, whose turn is next first
 }
 
-// Limits of requests under way; one that is over is refused at once.
-const (
-	maxUnderWay       = 2048
-	maxUnderWayOfEach = maxUnderWay / 2
+// limits bound requests of one peer. One that would have to wait beyond them is
+// refused at once.
+type limits struct {
+	all, each       int // running, and of one identity
+	waiting, ofEach int // waiting, and of one identity
+	patience        time.Duration
+}
+
+// Requests that run are enough to keep two hundred writers' entries full; a
+// quarter of them is what one identity gets. Those of operators have places of
+// their own: who looks what is wrong must not stand in the line that is it.
+var (
+	requestLimits  = limits{all: 256, each: 64, waiting: 2048, ofEach: 512, patience: 2 * time.Second}
+	operatorLimits = limits{all: 64, each: 32, waiting: 64, ofEach: 32, patience: 2 * time.Second}
 )
 
 var errOverloaded = secret.Errorf(secret.CodeOverloaded, "too many requests are under way; try again later or ask another peer")
 
-func newAdmission(all, each int) *admission {
-	return &admission{all: all, each: each, byCaller: map[string]int{}}
+// line is one identity's part.
+type line struct {
+	who     string
+	running int
+	tickets []*ticket
 }
 
-// enter counts a request of caller; who got true calls leave afterwards.
-func (a *admission) enter(caller string) bool {
+// ticket is a request that waits; its channel is closed when it may run.
+type ticket struct{ granted chan struct{} }
+
+func newAdmission(l limits) *admission {
+	return &admission{limits: l, callers: map[string]*line{}}
+}
+
+// enter returns when a request of who may run; who got true calls leave
+// afterwards. It is false when there are too many, or when ctx ends.
+func (a *admission) enter(ctx context.Context, who string) bool {
+	t, ok := a.request(who)
+	if t == nil {
+		return ok
+	}
+	timer := time.NewTimer(a.limits.patience)
+	defer timer.Stop()
+	select {
+	case <-t.granted:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return !a.withdraw(who, t) && a.keep(ctx, who)
+}
+
+// request lets a request run (true), makes it wait (a ticket) or refuses it.
+func (a *admission) request(who string) (*ticket, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.underWay >= a.all || a.byCaller[caller] >= a.each {
+	l := a.callers[who]
+	if l == nil {
+		l = &line{who: who}
+	}
+	switch {
+	case a.running < a.limits.all && l.running < a.limits.each:
+		// Who waits now has as many running as one may: see grant.
+		a.callers[who] = l
+		a.running++
+		l.running++
+		return nil, true
+	case a.waiting >= a.limits.waiting || len(l.tickets) >= a.limits.ofEach:
+		return nil, false
+	}
+	a.callers[who] = l
+	if len(l.tickets) == 0 {
+		a.turns = append(a.turns, l)
+	}
+	t := &ticket{make(chan struct{})}
+	l.tickets = append(l.tickets, t)
+	a.waiting++
+	return t, true
+}
+
+// withdraw takes t out of its line; false when it was granted just now.
+func (a *admission) withdraw(who string, t *ticket) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.callers[who]
+	if l == nil {
 		return false
 	}
-	a.underWay++
-	a.byCaller[caller]++
-	return true
+	for i, other := range l.tickets {
+		if other == t {
+			l.tickets = append(l.tickets[:i], l.tickets[i+1:]...)
+			a.waiting--
+			if len(l.tickets) == 0 {
+				a.forgetTurn(l)
+			}
+			a.forget(l)
+			return true
+		}
+	}
+	return false
 }
 
-func (a *admission) leave(caller string) {
+// keep decides on a place that was granted to a request at its last moment.
+func (a *admission) keep(ctx context.Context, who string) bool {
+	if ctx.Err() == nil {
+		return true
+	}
+	a.leave(who)
+	return false
+}
+
+// leave ends a request that ran, and gives its place away.
+func (a *admission) leave(who string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.underWay--
-	if a.byCaller[caller]--; a.byCaller[caller] == 0 {
-		delete(a.byCaller, caller)
+	l := a.callers[who]
+	a.running--
+	l.running--
+	a.grant()
+	a.forget(l)
+}
+
+// grant lets run who may, line after line. Afterwards there is no free place, or
+// each line that waits has as many running as it may.
+func (a *admission) grant() {
+	for skipped := 0; a.running < a.limits.all && skipped < len(a.turns); {
+		l := a.turns[0]
+		a.turns = a.turns[1:]
+		if l.running >= a.limits.each {
+			a.turns = append(a.turns, l)
+			skipped++
+			continue
+		}
+		skipped = 0
+		t := l.tickets[0]
+		l.tickets = l.tickets[1:]
+		a.waiting--
+		a.running++
+		l.running++
+		close(t.granted)
+		if len(l.tickets) > 0 {
+			a.turns = append(a.turns, l)
+		}
 	}
+}
+
+func (a *admission) forgetTurn(l *line) {
+	for i, other := range a.turns {
+		if other == l {
+			a.turns = append(a.turns[:i], a.turns[i+1:]...)
+			return
+		}
+	}
+}
+
+func (a *admission) forget(l *line) {
+	if l.running == 0 && len(l.tickets) == 0 {
+		delete(a.callers, l.who)
+	}
+}
+
+// load is how many requests run and wait.
+func (a *admission) load() (running, waiting int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.running, a.waiting
+}
+
+// admit finds a place for r; leave must be called when it is over, unless there
+// was none.
+func (s *Server) admit(r *http.Request) (leave func(), ok bool) {
+	a, who := s.requests, caller(r)
+	switch {
+	case forOperators(r):
+		a = s.operators
+	case r.URL.EscapedPath() == client.RouteSecretWatch:
+		a = s.watches.admission
+	}
+	return func() { a.leave(who) }, a.enter(r.Context(), who)
+}
+
+// forOperators tells the routes that must answer when the others do not.
+func forOperators(r *http.Request) bool {
+	return strings.HasPrefix(r.URL.EscapedPath(), client.RoutesOfOperators)
 }
 
 // caller names who is counted: the identity in the certificate that the

@@ -10,11 +10,32 @@ var (
 	HealthStatus = healthStatus
 )
 
-// SetLimits replaces the bounds on requests under way, before Serve.
-func (s *Server) SetLimits(all, each int) { s.admission = newAdmission(all, each) }
+// SetLimits replaces the bounds on requests that run at once and that wait, in
+// all and of each identity, before Serve.
+func (s *Server) SetLimits(all, each, waiting, ofEach int) {
+	s.requests = newAdmission(limits{all, each, waiting, ofEach, time.Minute})
+}
+
+// Line is an admission by itself.
+type Line struct{ a *admission }
+
+func NewLine(all, each, waiting, ofEach int) Line {
+	return Line{newAdmission(limits{all, each, waiting, ofEach, time.Hour})}
+}
+
+// Request lets who's request run (true), makes it wait (a channel) or refuses it.
+func (l Line) Request(who string) (<-chan struct{}, bool) {
+	t, ok := l.a.request(who)
+	if t != nil {
+		return t.granted, true
+	}
+	return nil, ok
+}
+func (l Line) Leave(who string)             { l.a.leave(who) }
+func (l Line) Load() (running, waiting int) { return l.a.load() }
 
 // SetWatchLimits replaces the bounds on watches, before Serve.
-func (s *Server) SetWatchLimits(all, each int) { s.watches = newWatches(all, each) }
+func (s *Server) SetWatchLimits(all, each int) { s.watches = newWatches(limits{all: all, each: each}) }
 
 // SetTimeouts replaces the server's patience, before Serve.
 func (s *Server) SetTimeouts(header, read, write, idle time.Duration) {

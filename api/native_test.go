@@ -292,17 +292,17 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// A request too many is refused at once, and one identity cannot take all the
-// places there are.
+// A request too many is refused at once, one identity cannot take all the places
+// there are, and operators have places of their own.
 func TestOverload(t *testing.T) {
 	t.Parallel()
-	a := newAlone(t, func(s *api.Server) { s.SetLimits(3, 2) })
+	a := newAlone(t, func(s *api.Server) { s.SetLimits(3, 2, 0, 0) })
 	greedy, _ := issued(t, a.authority, "/workload/greedy", time.Hour)
 	modest, _ := issued(t, a.authority, "/workload/modest", time.Hour)
-	get := func(config *tls.Config, route string) *http.Response {
+	post := func(config *tls.Config, route string) *http.Response {
 		t.Helper()
 		c := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
-		response, err := c.Get("https://" + a.address + route)
+		response, err := c.Post("https://"+a.address+route, "application/json", strings.NewReader("{}"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -321,11 +321,11 @@ func TestOverload(t *testing.T) {
 	becomes := func(config *tls.Config, route string, status int) {
 		t.Helper()
 		nodetest.Eventually(t, fmt.Sprint(route, " is answered with ", status), func() error {
-			r := get(config, route)
+			r := post(config, route)
 			if r.StatusCode != status {
 				return errors.New(r.Status)
 			}
-			if status != http.StatusOK && r.Header.Get("Retry-After") != "1" {
+			if r.Header.Get("Retry-After") != "1" {
 				t.Fatal("no Retry-After")
 			}
 			return nil
@@ -333,15 +333,15 @@ func TestOverload(t *testing.T) {
 	}
 	first := hold(greedy)
 	hold(greedy)
-	becomes(greedy, client.RouteHealth, http.StatusTooManyRequests)
-	becomes(greedy, client.WireSecrets, http.StatusServiceUnavailable)
-	if r := get(modest, client.RouteHealth); r.StatusCode != http.StatusOK {
-		t.Fatalf("another identity: %s", r.Status)
-	}
+	becomes(greedy, client.RouteSecretGet, http.StatusTooManyRequests)
+	becomes(modest, client.RouteSecretGet, http.StatusServiceUnavailable) // another identity is heard: this peer is sealed
 	hold(modest)
-	becomes(modest, client.RouteHealth, http.StatusTooManyRequests) // all places are taken
+	becomes(modest, client.RouteSecretGet, http.StatusTooManyRequests) // all places are taken
+	if r := post(greedy, client.RouteHealth); r.StatusCode != http.StatusMethodNotAllowed {
+		t.Fatalf("a route of operators: %s", r.Status)
+	}
 	io.WriteString(first, "{}")
-	becomes(greedy, client.RouteHealth, http.StatusOK)
+	becomes(greedy, client.RouteSecretGet, http.StatusServiceUnavailable)
 }
 
 // What one request may be.

@@ -40,10 +40,10 @@ type Config struct {
 
 // Server answers requests; see Handler and Serve.
 type Server struct {
-	cfg       Config
-	http      *http.Server
-	admission *admission // of all requests but watches
-	watches   *watches
+	cfg                 Config
+	http                *http.Server
+	requests, operators *admission
+	watches             *watches
 }
 
 // New makes a server.
@@ -51,7 +51,7 @@ func New(cfg Config) *Server {
 	if cfg.BodyLimit <= 0 {
 		cfg.BodyLimit = DefaultBodyLimit
 	}
-	s := &Server{cfg: cfg, admission: newAdmission(maxUnderWay, maxUnderWayOfEach), watches: newWatches(maxWatches, maxWatchesOfEach)}
+	s := &Server{cfg: cfg, requests: newAdmission(requestLimits), operators: newAdmission(operatorLimits), watches: newWatches(watchLimits)}
 	s.http = &http.Server{
 		Handler: s.Handler(),
 		// "OPTIONS *" comes to the handler as well, which asks who it is first.
@@ -120,33 +120,27 @@ func (s *Server) Handler() http.Handler {
 		// A route is matched on the bytes that were sent: nothing is unescaped,
 		// cleaned or redirected on the way.
 		handler, isNative := native[r.URL.EscapedPath()]
-		who := caller(r)
+		refuse := func(err error) {
+			if isNative {
+				s.sendFailure(w, store.Request{}, err)
+			} else {
+				s.sendWire(w, store.Request{}, &failed{}, err)
+			}
+		}
 		leaving, closed := s.draining()
 		if leaving || aging(r, time.Now()) {
 			w.Header().Set("Connection", "close")
 		}
-		admission := s.admission
-		if r.URL.EscapedPath() == client.RouteSecretWatch {
-			admission = s.watches.admission
-		}
-		switch admitted := admission.enter(who); {
-		case admitted:
-			defer admission.leave(who)
-			if closed && !strings.HasPrefix(r.URL.EscapedPath(), client.RoutesOfOperators) {
-				if isNative {
-					s.sendFailure(w, store.Request{}, errDraining)
-				} else {
-					s.sendWire(w, store.Request{}, &failed{}, errDraining)
-				}
-				return
-			}
-		case isNative:
-			s.sendFailure(w, store.Request{}, errOverloaded)
-			return
-		default:
-			s.sendWire(w, store.Request{}, &failed{}, errOverloaded)
+		if closed && !forOperators(r) {
+			refuse(errDraining)
 			return
 		}
+		leave, ok := s.admit(r)
+		if !ok {
+			refuse(errOverloaded)
+			return
+		}
+		defer leave()
 		if !isNative {
 			handler = wire
 		}

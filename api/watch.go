@@ -10,12 +10,9 @@ import (
 	"github.com/spike-ha/spike-ha/store"
 )
 
-// Limits of watches under way. They have bounds of their own, because waiting
-// is what they do: they must not take the places of requests that work.
-const (
-	maxWatches       = 1024
-	maxWatchesOfEach = maxWatches / 4
-)
+// Watches have places of their own, because waiting is what they do: they must
+// not take those of requests that work.
+var watchLimits = limits{all: 1024, each: 256}
 
 // watches bounds the watches under way, and ends them together.
 type watches struct {
@@ -26,8 +23,8 @@ type watches struct {
 	end context.CancelCauseFunc // of all
 }
 
-func newWatches(all, each int) *watches {
-	w := &watches{admission: newAdmission(all, each)}
+func newWatches(l limits) *watches {
+	w := &watches{admission: newAdmission(l)}
 	w.all, w.end = context.WithCancelCause(context.Background())
 	return w
 }
