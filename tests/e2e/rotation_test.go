@@ -3,9 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -104,14 +102,9 @@ func web(as *identity.Source) *http.Client {
 
 // readOnce reads through one peer, with one request.
 func readOnce(cl *http.Client, api string) error {
-	response, err := cl.Post(api+client.RouteSecretList, "application/json", strings.NewReader(`{"prefix":""}`))
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, body)
+	status, body, err := post(cl, api+client.RouteSecretList, `{"prefix":""}`)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("%d: %s", status, body)
 	}
 	return err
 }
