@@ -125,12 +125,17 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, method string) (s
 
 // post makes a handler of an operation: a strict JSON object in, JSON out.
 func post[Q, A any](s *Server, operation func(context.Context, store.Request, Q) (A, error)) http.HandlerFunc {
+	return postUpTo(s, s.cfg.BodyLimit, operation)
+}
+
+// postUpTo is post with a bound on the body of its own.
+func postUpTo[Q, A any](s *Server, limit int64, operation func(context.Context, store.Request, Q) (A, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		request, ok := s.begin(w, r, http.MethodPost)
 		if !ok {
 			return
 		}
-		body, err := readBody(w, r, s.cfg.BodyLimit)
+		body, err := readBody(w, r, limit)
 		if err != nil {
 			s.sendFailure(w, request, err)
 			return

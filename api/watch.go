@@ -14,6 +14,10 @@ import (
 // not take those of requests that work.
 var watchLimits = limits{all: 1024, each: 256}
 
+// watchBodyLimit is room for the longest path, each byte of it escaped: many
+// requests wait for long, and hold what they were sent meanwhile.
+const watchBodyLimit = 8 << 10
+
 // watches bounds the watches under way, and ends them together.
 type watches struct {
 	admission *admission
@@ -58,17 +62,15 @@ func (s *Server) EndWatches() {
 
 // Watches is how many watches are under way.
 func (s *Server) Watches() int {
-	a := s.watches.admission
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.underWay
+	running, _ := s.watches.admission.load()
+	return running
 }
 
 // watch is a long poll: it answers with the next changes, or with none when the
 // wait is over. It keeps nothing between two requests, so that the next one may
 // go to any peer.
 func (s *Server) watch() http.HandlerFunc {
-	return post(s, func(ctx context.Context, r store.Request, q client.WatchRequest) (client.WatchAnswer, error) {
+	return postUpTo(s, watchBodyLimit, func(ctx context.Context, r store.Request, q client.WatchRequest) (client.WatchAnswer, error) {
 		ctx, done := s.watches.begin(ctx)
 		defer done()
 		if leaving, _ := s.draining(); leaving { // asked after begin, so that EndWatches finds it, or this does

@@ -20,7 +20,7 @@ import (
 func TestWatchesAreBounded(t *testing.T) {
 	t.Parallel()
 	a := newAlone(t, func(s *api.Server) {
-		s.SetLimits(1, 1)
+		s.SetLimits(1, 1, 0, 0)
 		s.SetWatchLimits(3, 2)
 	})
 	greedy, _ := issued(t, a.authority, "/workload/greedy", time.Hour)
