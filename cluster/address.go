@@ -138,7 +138,7 @@ func (p *port) dial(ctx context.Context, id, alpn string, greet func(c *peerConn
 				}
 				if err != nil {
 					_ = c.Close()
-					c, err = nil, fmt.Errorf("peer %s at %s: %w", id, address, err)
+					err = fmt.Errorf("peer %s at %s: %w", id, address, err)
 				}
 			}
 			results <- result{c, address, err}
@@ -162,7 +162,7 @@ func (p *port) dial(ctx context.Context, id, alpn string, greet func(c *peerConn
 				}
 				go func() { // the others, which ctx ends
 					for range under {
-						if late := <-results; late.c != nil {
+						if late := <-results; late.err == nil {
 							_ = late.c.Close()
 						}
 					}
@@ -216,12 +216,12 @@ func mayMove(c raft.Configuration, s raft.Server, address string) (done bool, er
 func (n *Node) moved(r *raft.Raft) {
 	s, member := find(r.GetConfiguration().Configuration(), n.cfg.ID)
 	p := &n.places
-	if !member || n.cfg.Advertise == "" || string(s.Address) == n.cfg.Advertise || time.Now().Before(p.next) {
+	if !member || n.cfg.Advertise == "" || string(s.Address) == n.cfg.Advertise || !n.leads() && time.Now().Before(p.next) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Timing.Patience)
 	defer cancel()
-	p.pause = min(max(2*p.pause, 250*time.Millisecond), 10*time.Second)
+	p.pause = min(max(2*p.pause, 250*time.Millisecond), 5*time.Second)
 	defer func() { p.next = time.Now().Add(p.pause) }()
 	req := &peerpb.AdmitRequest{Id: n.cfg.ID, Scope: n.scope(), Address: n.cfg.Advertise}
 	for _, id := range n.acquainted() {

@@ -83,6 +83,10 @@ func (n *Node) change(ctx context.Context, op peerpb.ChangeRequest_Op, id, addre
 			n.log.Info("this peer has moved", "from", server.Address, "to", address)
 			return n.commit(ctx, r.AddVoter(server.ID, raft.ServerAddress(address), index, changeTimeout))
 		case voter:
+			if self, ok := find(conf, n.cfg.ID); ok && n.cfg.Advertise != "" && string(self.Address) != n.cfg.Advertise {
+				// Or those that moved would take leadership from one another before they used it.
+				return fmt.Errorf("%w: the leader has moved, too, and says so first", ErrNotReady)
+			}
 			n.log.Info("a voter has moved: it leads, to say so", "id", id, "from", server.Address, "to", address)
 			if err := n.TransferLeadership(ctx, id); err != nil {
 				return fmt.Errorf("%w: %w", ErrNotReady, err)
