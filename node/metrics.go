@@ -56,6 +56,7 @@ func (n *Node) registry() *prometheus.Registry {
 	}
 	gauge("spike_core_unsealed", "1 when this peer has its keys and serves.", func() float64 { return boolean(!n.store.Sealed()) })
 	gauge("spike_core_draining", "1 while this peer is being drained: its clients and leadership go to others.", func() float64 { leaving, _ := n.Draining(); return boolean(leaving) })
+	gauge("spike_core_watches", "Watches of changes that wait at this peer.", func() float64 { return float64(n.api.Watches()) })
 	gauge("spike_raft_is_leader", "1 on the leader.", func() float64 { return boolean(n.leads()) })
 	gauge("spike_raft_has_leader", "1 when this peer knows a leader.", func() float64 { return boolean(n.cluster.Status().Leader != "") })
 	gauge("spike_raft_term", "Raft term.", func() float64 { return float64(n.cluster.Status().Term) })
