@@ -7,6 +7,9 @@
 // that any of it has moved, the change is decided again with the values that
 // came with the rejection. A negative answer (denied, missing, conflict) is
 // given only after a read-index round, because the present view may be old.
+// The newest changes are published along with all else; a watch is a read of
+// them, decided anew for each batch (watch.go).
+//
 // The surfaces (package api) decode and encode; they cannot forget to authorise
 // or to audit, because there is no other way in.
 //
