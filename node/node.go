@@ -57,7 +57,7 @@ type Node struct {
 	apiAddress, metricsAddress string
 
 	wake      chan struct{}             // pokes the unseal loop
-	up        chan struct{} // closed when Start has come to its end
+	up        chan struct{}             // closed when Start has come to its end
 	drained   atomic.Pointer[time.Time] // since when this peer is being drained; nil: it is not
 	current   atomic.Bool               // a majority told this peer, since it started, how things stand
 	collector *seal.Collector
