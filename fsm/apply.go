@@ -8,11 +8,19 @@ import (
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 )
 
-// Encode marshals a command for proposing; a level of 0 is set to Level. The
+// LevelOf is the lowest level that has all that a command uses.
+func LevelOf(c *fsmpb.Command) uint32 {
+	if op, ok := c.Op.(*fsmpb.Command_RaiseLevel); ok {
+		return op.RaiseLevel.GetLevel()
+	}
+	return FirstLevel
+}
+
+// Encode marshals a command for proposing; a level of 0 is set to LevelOf. The
 // only error is a name that is not UTF-8.
 func Encode(c *fsmpb.Command) ([]byte, error) {
 	if c.Level == 0 {
-		c.Level = Level
+		c.Level = LevelOf(c)
 	}
 	return proto.Marshal(c)
 }
@@ -57,6 +65,9 @@ func (a *applier) command(b []byte, s shape) *fsmpb.Result {
 	}
 	if _, ok := c.Op.(*fsmpb.Command_Found); !ok && len(a.clusterID) == 0 {
 		return a.reject(c, fsmpb.Code_NOT_FOUNDED, "")
+	}
+	if _, ok := c.Op.(*fsmpb.Command_RaiseLevel); !ok && c.Level > a.level {
+		return a.reject(c, fsmpb.Code_LEVEL_TOO_LOW, "")
 	}
 	if w := c.WriteId; w != nil {
 		if e, ok := a.window.byID[[16]byte(w.Id)]; ok {
@@ -129,6 +140,8 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 		return a.setSeal(op.SetSeal)
 	case *fsmpb.Command_AnchorAudit:
 		return a.anchorAudit(op.AnchorAudit, now)
+	case *fsmpb.Command_RaiseLevel:
+		return a.raiseLevel(op.RaiseLevel)
 	}
 	// The rest changes secrets and policies: not while sealed by an operator.
 	if a.seal.Sealed {

@@ -88,6 +88,13 @@ func (a *applier) adopt(s *fsmpb.Settings) *fsmpb.Result {
 	return &fsmpb.Result{Code: fsmpb.Code_OK, Revision: a.settingsRevision}
 }
 
+// raiseLevel lets commands use more from here on. Builds that do not know the
+// level have stopped at this command.
+func (a *applier) raiseLevel(r *fsmpb.RaiseLevel) *fsmpb.Result {
+	a.level = max(a.level, r.Level)
+	return &fsmpb.Result{Code: fsmpb.Code_OK}
+}
+
 // reseal replaces the state of the seal with a changed copy.
 func (a *applier) reseal(change func(*fsmpb.SealState)) *fsmpb.Result {
 	old := a.seal

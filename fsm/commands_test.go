@@ -247,12 +247,12 @@ func TestUnknownLevelStopsTheWholeEntry(t *testing.T) {
 	t.Parallel()
 	m := founded(t, nil)
 	_, all := m.View().Hashes()
-	newer := encode(t, &fsmpb.Command{Level: 2, Op: put("b", 0, 1, "x").Op})
+	newer := encode(t, &fsmpb.Command{Level: fsm.Level + 1, Op: put("b", 0, 1, "x").Op})
 	newer = protowire.AppendTag(newer, 200, protowire.BytesType) // with things we do not know
 	newer = protowire.AppendBytes(newer, []byte("?"))
 	_, err := m.Apply(7, 1, [][]byte{encode(t, put("a", 0, 1, "x")), newer})
 	var unknown *fsm.ErrUnknownLevel
-	if !errors.As(err, &unknown) || unknown.Level != 2 || unknown.Known != fsm.Level || unknown.Index != 7 {
+	if !errors.As(err, &unknown) || unknown.Level != fsm.Level+1 || unknown.Known != fsm.Level || unknown.Index != 7 {
 		t.Fatal(err)
 	}
 	if _, after := m.View().Hashes(); after != all || m.View().Index() != 1 {

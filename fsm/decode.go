@@ -42,7 +42,7 @@ type shape struct {
 func scan(b []byte) shape {
 	var s shape
 	var seen uint64
-	limit, ops := 0, 0
+	limit, ops, newer := 0, 0, false // newer: uses what level 1 does not have
 	for rest := b; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
 		if n < 0 {
@@ -63,8 +63,9 @@ func scan(b []byte) shape {
 		case num <= 2:
 			want = protowire.VarintType
 		case num <= 4:
-		case num >= 16 && num <= 29:
+		case num >= 16 && num <= 30:
 			ops++
+			newer = newer || num == 30
 			limit = maxSmallCommand
 			switch num {
 			case 17:
@@ -95,6 +96,8 @@ func scan(b []byte) shape {
 	case s.bad != "":
 	case s.level == 0:
 		s.bad = "no format level"
+	case newer && s.level == FirstLevel:
+		s.bad = "unknown field"
 	case ops != 1:
 		s.bad = "not one operation"
 	case len(b) > limit:
@@ -156,7 +159,7 @@ func decode(b []byte, s shape) (*fsmpb.Command, string) {
 	return c, checkOp(c)
 }
 
-// unknown reports whether a message carries fields that level 1 does not have.
+// unknown reports whether a message carries fields that no level has.
 // They are refused: ignoring them would let a newer build read more into the
 // same command.
 func unknown[M interface {
@@ -189,6 +192,14 @@ func checkOp(c *fsmpb.Command) string {
 			return "policy body empty or too long"
 		}
 		return checkVersions(op.PutPolicy.Token, nil, unknown(op.PutPolicy))
+	case *fsmpb.Command_RaiseLevel:
+		if unknown(op.RaiseLevel) {
+			return "unknown field"
+		}
+		if op.RaiseLevel.Level != c.Level {
+			return "not the level that it raises to"
+		}
+		return ""
 	case *fsmpb.Command_DeletePolicy:
 		return checkVersions(op.DeletePolicy.Token, nil, unknown(op.DeletePolicy))
 	case *fsmpb.Command_Found:

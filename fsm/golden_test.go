@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -21,6 +22,7 @@ var update = flag.Bool("update", false, "write the golden files anew; review wha
 const (
 	goldenLog      = "testdata/log.txt"
 	goldenSnapshot = "testdata/snapshot.bin"
+	firstSnapshot  = "testdata/snapshot-level1.bin" // of a build that knew level 1 alone
 )
 
 // step is one command of the golden log, with what it is there to show.
@@ -90,7 +92,22 @@ func story(t *testing.T) [][]step {
 		one("one secret twice", all(put("t", 19, 2, "t"), purge("t", 19))),
 		{{"malformed", []byte{0x08, 0x01, 0xff}}},
 		{},
+		one("level 2 before the cluster has it", level(2, putPolicy("r", 0, "r"))),
+		{{"what only level 2 has, at level 1", encode(t, level(1, raise(2)))}},
+		one("raise the level", raise(2)),
+		one("raise it again", raise(2)),
+		one("level 2", level(2, putPolicy("r", 0, "r"))),
+		one("level 1 still", putPolicy("s", 0, "s")),
 	}
+}
+
+func level(n uint32, c *fsmpb.Command) *fsmpb.Command {
+	c.Level = n
+	return c
+}
+
+func raise(n uint32) *fsmpb.Command {
+	return &fsmpb.Command{Op: &fsmpb.Command_RaiseLevel{RaiseLevel: &fsmpb.RaiseLevel{Level: n}}}
 }
 
 // TestGoldenLog applies the commands of testdata/log.txt, not those of story:
@@ -167,6 +184,54 @@ func TestGoldenLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, m.View(), restored.View())
+}
+
+// A snapshot of level 1 is read, and written as it was.
+func TestGoldenSnapshotOfLevel1(t *testing.T) {
+	t.Parallel()
+	golden, err := os.ReadFile(firstSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := fsm.New(fsm.Options{})
+	if err := m.Restore(bytes.NewReader(golden)); err != nil {
+		t.Fatal(err)
+	}
+	if m.View().Level() != 1 || !bytes.Equal(golden, snapshot(t, m.View())) {
+		t.Errorf("at level %d it is written anew as another", m.View().Level())
+	}
+}
+
+// Nothing newer than the cluster's level is applied, before it is raised; a build
+// that does not know a level stops where it is raised to it.
+func TestLevels(t *testing.T) {
+	t.Parallel()
+	m := founded(t, nil)
+	if m.View().Level() != fsm.FirstLevel {
+		t.Fatal(m.View().Level())
+	}
+	if r := do(t, m, level(2, put("a", 0, 1, "x"))); r.Code != fsmpb.Code_LEVEL_TOO_LOW {
+		t.Fatal(r)
+	}
+	_, before := m.View().Hashes()
+	if r := do(t, m, raise(2)); r.Code != fsmpb.Code_OK || m.View().Level() != 2 {
+		t.Fatal(r, m.View().Level())
+	}
+	if _, after := m.View().Hashes(); after == before {
+		t.Error("the level is not in the hash")
+	}
+	restored := fsm.New(fsm.Options{})
+	if err := restored.Restore(bytes.NewReader(snapshot(t, m.View()))); err != nil || restored.View().Level() != 2 {
+		t.Fatal(err, restored.View().Level())
+	}
+	equal(t, m.View(), restored.View())
+	if r := do(t, m, level(2, put("a", 0, 1, "x"))); r.Code != fsmpb.Code_OK {
+		t.Fatal(r)
+	}
+	var unknown *fsm.ErrUnknownLevel
+	if _, err := m.Apply(m.View().Index()+1, 1, [][]byte{encode(t, raise(fsm.Level+1))}); !errors.As(err, &unknown) {
+		t.Fatal(err)
+	}
 }
 
 func stateLine(v *fsm.View) string {

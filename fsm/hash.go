@@ -230,5 +230,8 @@ func (h *hasher) counters(s *scalars) sum {
 	h.num(s.revision)
 	h.num(s.policyRevision)
 	h.num(s.windowFloor)
+	if s.level > FirstLevel { // which had no level to hash
+		h.num(uint64(s.level))
+	}
 	return h.end()
 }

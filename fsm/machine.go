@@ -11,8 +11,15 @@ import (
 )
 
 // Level is the newest format level of commands and snapshots that this build
-// knows. A command's meaning depends on its level alone, never on the build.
-const Level = 1
+// knows. A command's meaning depends on its level alone, never on the build. A
+// cluster begins at FirstLevel; RaiseLevel commands raise it once all its members
+// know a newer one, and until then nothing newer may be used: see LevelOf.
+//
+// Level 2 has RaiseLevel.
+const (
+	Level      = 2
+	FirstLevel = 1
+)
 
 // ErrUnknownLevel says that an entry or a snapshot was written by a newer
 // build. The peer has to stop: skipping it would make the peers differ.
@@ -190,6 +197,7 @@ func (m *Machine) Apply(index, term uint64, commands [][]byte) (results [][]byte
 // scalars is the part of the state that is not in trees. What the pointers and
 // slices in it refer to never changes; changes replace it.
 type scalars struct {
+	level            uint32
 	clusterID        []byte
 	incarnation      uint64
 	settings         *fsmpb.Settings
@@ -226,6 +234,7 @@ func newState() *state {
 		window:   newWindow(),
 		dirty:    dirty{secrets: true, policies: true, anchors: true, seal: true, settings: true},
 	}
+	s.level = FirstLevel
 	s.settings = &fsmpb.Settings{}
 	s.seal = &fsmpb.SealState{}
 	return s

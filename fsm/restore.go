@@ -86,14 +86,14 @@ func (r *restorer) header(h *fsmpb.SnapshotHeader) error {
 	case h.Level == 0 || unknown(h) || h.Seal == nil || h.Settings == nil:
 		return corrupt("bad header")
 	}
-	r.index, r.term = h.Index, h.Term
+	r.index, r.term, r.level = h.Index, h.Term, h.Level
 	r.settingsRevision, r.revision, r.policyRevision = h.SettingsRevision, h.Revision, h.PolicyRevision
 	r.windowFloor = h.WindowFloor
 	if h.WindowFloor > h.Index || h.SettingsRevision > h.Revision || h.PolicyRevision > h.Revision {
 		return corrupt("counters in the header do not fit")
 	}
 	if len(h.ClusterId) == 0 {
-		if h.Incarnation != 0 || h.Revision != 0 || h.WindowFloor != 0 ||
+		if h.Level != FirstLevel || h.Incarnation != 0 || h.Revision != 0 || h.WindowFloor != 0 ||
 			!proto.Equal(h.Settings, r.settings) || !proto.Equal(h.Seal, r.seal) {
 			return corrupt("state without an identity")
 		}

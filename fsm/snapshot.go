@@ -80,7 +80,7 @@ func (v *View) writeSnapshot(out io.Writer) error {
 
 func (v *View) header() *fsmpb.SnapshotHeader {
 	return &fsmpb.SnapshotHeader{
-		Format: snapshotFormat, Level: Level, Index: v.index, Term: v.term,
+		Format: snapshotFormat, Level: v.level, Index: v.index, Term: v.term,
 		ClusterId: v.clusterID, Incarnation: v.incarnation,
 		Settings: v.settings, SettingsRevision: v.settingsRevision,
 		Revision: v.revision, PolicyRevision: v.policyRevision,

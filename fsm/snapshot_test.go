@@ -220,9 +220,9 @@ func TestForgedSnapshot(t *testing.T) {
 	if err := fsm.New(fsm.Options{}).Restore(bytes.NewReader(assemble(t, good[:magicLen], records(t, good)))); err != nil {
 		t.Error("unchanged:", err)
 	}
-	newer := assemble(t, good[:magicLen], head(func(h *fsmpb.SnapshotHeader) { h.Level = 2 })(records(t, good)))
+	newer := assemble(t, good[:magicLen], head(func(h *fsmpb.SnapshotHeader) { h.Level = fsm.Level + 1 })(records(t, good)))
 	var unknown *fsm.ErrUnknownLevel
-	if err := fsm.New(fsm.Options{}).Restore(bytes.NewReader(newer)); !errors.As(err, &unknown) || unknown.Level != 2 {
+	if err := fsm.New(fsm.Options{}).Restore(bytes.NewReader(newer)); !errors.As(err, &unknown) || unknown.Level != fsm.Level+1 {
 		t.Error(err)
 	}
 }

@@ -39,8 +39,8 @@ func (v *View) Founded() bool { return len(v.clusterID) != 0 }
 // before founding.
 func (v *View) Cluster() (id []byte, incarnation uint64) { return v.clusterID, v.incarnation }
 
-// Level returns the format level of commands and snapshots.
-func (v *View) Level() uint32 { return Level }
+// Level returns the cluster's format level, which commands may use.
+func (v *View) Level() uint32 { return v.level }
 
 // Settings returns the settings in force, defaults filled in; never nil.
 func (v *View) Settings() *fsmpb.Settings { return v.settings }

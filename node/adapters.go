@@ -221,9 +221,8 @@ func (l ledger) propose(ctx context.Context, command *fsmpb.Command) error {
 
 // propose sends a command of the node's own and decodes its result.
 func (n *Node) propose(ctx context.Context, command *fsmpb.Command) (*fsmpb.Result, error) {
-	command.Level = fsm.Level
 	command.TimeUnixNano = n.now().UnixNano()
-	encoded, err := proto.Marshal(command)
+	encoded, err := fsm.Encode(command)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/spike-ha/spike-ha/audit"
+	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/secret"
 )
@@ -216,7 +217,6 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 		if err != nil {
 			return nil, err
 		}
-		command.Level = 1
 		command.TimeUnixNano = s.cfg.Now().UnixNano()
 		command.WriteId = w.id
 		command.Basis = &fsmpb.Basis{PolicyRevision: proto.Uint64(w.p.view.PolicyRevision()),
@@ -299,7 +299,7 @@ func (w *writing) refresh(ctx context.Context) error {
 // outcome is unknown is repeated under the same write id: if it did take
 // effect, the state machine answers with that result.
 func (w *writing) propose(ctx context.Context, command *fsmpb.Command) (*fsmpb.Result, error) {
-	encoded, err := proto.Marshal(command)
+	encoded, err := fsm.Encode(command)
 	if err != nil {
 		return nil, err
 	}

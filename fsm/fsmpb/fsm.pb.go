@@ -45,6 +45,7 @@ const (
 	Code_STATE_FULL       Code = 10 // the state would grow over its limit
 	Code_SUPERSEDED       Code = 11 // the share set is not the pending one
 	Code_NOT_FOUNDED      Code = 12 // nothing but found is accepted yet
+	Code_LEVEL_TOO_LOW    Code = 13 // the command uses what the cluster's level does not have
 )
 
 // Enum value maps for Code.
@@ -63,6 +64,7 @@ var (
 		10: "STATE_FULL",
 		11: "SUPERSEDED",
 		12: "NOT_FOUNDED",
+		13: "LEVEL_TOO_LOW",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED": 0,
@@ -78,6 +80,7 @@ var (
 		"STATE_FULL":       10,
 		"SUPERSEDED":       11,
 		"NOT_FOUNDED":      12,
+		"LEVEL_TOO_LOW":    13,
 	}
 )
 
@@ -111,7 +114,7 @@ func (Code) EnumDescriptor() ([]byte, []int) {
 // Command is one proposal. One Raft entry carries one or more of them.
 type Command struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
-	Level        uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`                                     // format level, 1
+	Level        uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`                                     // format level: the lowest that has all that the command uses
 	TimeUnixNano int64                  `protobuf:"varint,2,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // the proposer's clock: shown to people, decides nothing
 	WriteId      *WriteID               `protobuf:"bytes,3,opt,name=write_id,json=writeId,proto3" json:"write_id,omitempty"`                   // optional: makes a retry harmless
 	Basis        *Basis                 `protobuf:"bytes,4,opt,name=basis,proto3" json:"basis,omitempty"`                                      // optional: what the decision to propose rested on
@@ -131,6 +134,7 @@ type Command struct {
 	//	*Command_AnchorAudit
 	//	*Command_PutSettings
 	//	*Command_Transaction
+	//	*Command_RaiseLevel
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -327,6 +331,15 @@ func (x *Command) GetTransaction() *Transaction {
 	return nil
 }
 
+func (x *Command) GetRaiseLevel() *RaiseLevel {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RaiseLevel); ok {
+			return x.RaiseLevel
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -387,6 +400,10 @@ type Command_Transaction struct {
 	Transaction *Transaction `protobuf:"bytes,29,opt,name=transaction,proto3,oneof"`
 }
 
+type Command_RaiseLevel struct {
+	RaiseLevel *RaiseLevel `protobuf:"bytes,30,opt,name=raise_level,json=raiseLevel,proto3,oneof"` // since level 2
+}
+
 func (*Command_Found) isCommand_Op() {}
 
 func (*Command_PutSecret) isCommand_Op() {}
@@ -414,6 +431,8 @@ func (*Command_AnchorAudit) isCommand_Op() {}
 func (*Command_PutSettings) isCommand_Op() {}
 
 func (*Command_Transaction) isCommand_Op() {}
+
+func (*Command_RaiseLevel) isCommand_Op() {}
 
 // WriteID names one request across retries, re-decisions and changes of peer.
 type WriteID struct {
@@ -1712,6 +1731,53 @@ func (x *PutSettings) GetSettings() *Settings {
 	return nil
 }
 
+// RaiseLevel makes level the cluster's: from here on commands may use what it
+// has. The command's own level is the same, so that a build which does not know
+// it stops. A level that the cluster has already is OK and changes nothing.
+type RaiseLevel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseLevel) Reset() {
+	*x = RaiseLevel{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseLevel) ProtoMessage() {}
+
+func (x *RaiseLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseLevel.ProtoReflect.Descriptor instead.
+func (*RaiseLevel) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RaiseLevel) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=spikeha.fsm.v1.Code" json:"code,omitempty"`
@@ -1730,7 +1796,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1808,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1821,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Result) GetCode() Code {
@@ -1841,7 +1907,7 @@ type OperationResult struct {
 
 func (x *OperationResult) Reset() {
 	*x = OperationResult{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +1919,7 @@ func (x *OperationResult) String() string {
 func (*OperationResult) ProtoMessage() {}
 
 func (x *OperationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +1932,7 @@ func (x *OperationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationResult.ProtoReflect.Descriptor instead.
 func (*OperationResult) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OperationResult) GetVersion() uint64 {
@@ -1915,7 +1981,7 @@ type Current struct {
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +1993,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2006,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Current) GetPolicyRevision() uint64 {
@@ -2068,7 +2134,7 @@ type CurrentSecret struct {
 
 func (x *CurrentSecret) Reset() {
 	*x = CurrentSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2146,7 @@ func (x *CurrentSecret) String() string {
 func (*CurrentSecret) ProtoMessage() {}
 
 func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2159,7 @@ func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CurrentSecret.ProtoReflect.Descriptor instead.
 func (*CurrentSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CurrentSecret) GetRevision() uint64 {
@@ -2135,7 +2201,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2213,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2226,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Secret) GetToken() []byte {
@@ -2246,7 +2312,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2324,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2337,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Version) GetVersion() uint64 {
@@ -2322,7 +2388,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2400,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2413,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Policy) GetToken() []byte {
@@ -2399,7 +2465,7 @@ type SealState struct {
 
 func (x *SealState) Reset() {
 	*x = SealState{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2477,7 @@ func (x *SealState) String() string {
 func (*SealState) ProtoMessage() {}
 
 func (x *SealState) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2490,7 @@ func (x *SealState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealState.ProtoReflect.Descriptor instead.
 func (*SealState) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SealState) GetSealed() bool {
@@ -2484,7 +2550,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2562,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2575,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Anchor) GetPeer() string {
@@ -2582,7 +2648,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2660,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2673,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2729,7 +2795,7 @@ func (*SnapshotRecord_Trailer) isSnapshotRecord_Record() {}
 type SnapshotHeader struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Format           uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
-	Level            uint32                 `protobuf:"varint,2,opt,name=level,proto3" json:"level,omitempty"`
+	Level            uint32                 `protobuf:"varint,2,opt,name=level,proto3" json:"level,omitempty"` // the cluster's
 	Index            uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
 	Term             uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
 	ClusterId        []byte                 `protobuf:"bytes,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // empty: not founded
@@ -2746,7 +2812,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2824,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2837,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2875,7 +2941,7 @@ type WindowEntry struct {
 
 func (x *WindowEntry) Reset() {
 	*x = WindowEntry{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2887,7 +2953,7 @@ func (x *WindowEntry) String() string {
 func (*WindowEntry) ProtoMessage() {}
 
 func (x *WindowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2900,7 +2966,7 @@ func (x *WindowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowEntry.ProtoReflect.Descriptor instead.
 func (*WindowEntry) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WindowEntry) GetId() []byte {
@@ -2975,7 +3041,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3053,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3066,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotTrailer) GetSecrets() uint64 {
@@ -3063,7 +3129,7 @@ var File_fsm_fsmpb_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xd4\b\n" +
+	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\x93\t\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12$\n" +
 	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\x122\n" +
@@ -3084,7 +3150,9 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\bset_seal\x18\x1a \x01(\v2\x17.spikeha.fsm.v1.SetSealH\x00R\asetSeal\x12@\n" +
 	"\fanchor_audit\x18\x1b \x01(\v2\x1b.spikeha.fsm.v1.AnchorAuditH\x00R\vanchorAudit\x12@\n" +
 	"\fput_settings\x18\x1c \x01(\v2\x1b.spikeha.fsm.v1.PutSettingsH\x00R\vputSettings\x12?\n" +
-	"\vtransaction\x18\x1d \x01(\v2\x1b.spikeha.fsm.v1.TransactionH\x00R\vtransactionB\x04\n" +
+	"\vtransaction\x18\x1d \x01(\v2\x1b.spikeha.fsm.v1.TransactionH\x00R\vtransaction\x12=\n" +
+	"\vraise_level\x18\x1e \x01(\v2\x1a.spikeha.fsm.v1.RaiseLevelH\x00R\n" +
+	"raiseLevelB\x04\n" +
 	"\x02op\"I\n" +
 	"\aWriteID\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -3183,7 +3251,10 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"firstCount\"p\n" +
 	"\vPutSettings\x12+\n" +
 	"\x11expected_revision\x18\x01 \x01(\x04R\x10expectedRevision\x124\n" +
-	"\bsettings\x18\x02 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\xe0\x02\n" +
+	"\bsettings\x18\x02 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\"\n" +
+	"\n" +
+	"RaiseLevel\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"\xe0\x02\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.spikeha.fsm.v1.CodeR\x04code\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -3313,7 +3384,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\tdata_hash\x18\x06 \x01(\fR\bdataHash\x12\x19\n" +
 	"\ball_hash\x18\a \x01(\fR\aallHash\x12\x1f\n" +
 	"\vstream_hash\x18\b \x01(\fR\n" +
-	"streamHash*\xd4\x01\n" +
+	"streamHash*\xe7\x01\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\v\n" +
@@ -3331,7 +3402,8 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x12\x0e\n" +
 	"\n" +
 	"SUPERSEDED\x10\v\x12\x0f\n" +
-	"\vNOT_FOUNDED\x10\fB(Z&github.com/spike-ha/spike-ha/fsm/fsmpbb\x06proto3"
+	"\vNOT_FOUNDED\x10\f\x12\x11\n" +
+	"\rLEVEL_TOO_LOW\x10\rB(Z&github.com/spike-ha/spike-ha/fsm/fsmpbb\x06proto3"
 
 var (
 	file_fsm_fsmpb_fsm_proto_rawDescOnce sync.Once
@@ -3346,7 +3418,7 @@ func file_fsm_fsmpb_fsm_proto_rawDescGZIP() []byte {
 }
 
 var file_fsm_fsmpb_fsm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(Code)(0),                // 0: spikeha.fsm.v1.Code
 	(*Command)(nil),          // 1: spikeha.fsm.v1.Command
@@ -3370,19 +3442,20 @@ var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(*SetSeal)(nil),          // 19: spikeha.fsm.v1.SetSeal
 	(*AnchorAudit)(nil),      // 20: spikeha.fsm.v1.AnchorAudit
 	(*PutSettings)(nil),      // 21: spikeha.fsm.v1.PutSettings
-	(*Result)(nil),           // 22: spikeha.fsm.v1.Result
-	(*OperationResult)(nil),  // 23: spikeha.fsm.v1.OperationResult
-	(*Current)(nil),          // 24: spikeha.fsm.v1.Current
-	(*CurrentSecret)(nil),    // 25: spikeha.fsm.v1.CurrentSecret
-	(*Secret)(nil),           // 26: spikeha.fsm.v1.Secret
-	(*Version)(nil),          // 27: spikeha.fsm.v1.Version
-	(*Policy)(nil),           // 28: spikeha.fsm.v1.Policy
-	(*SealState)(nil),        // 29: spikeha.fsm.v1.SealState
-	(*Anchor)(nil),           // 30: spikeha.fsm.v1.Anchor
-	(*SnapshotRecord)(nil),   // 31: spikeha.fsm.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),   // 32: spikeha.fsm.v1.SnapshotHeader
-	(*WindowEntry)(nil),      // 33: spikeha.fsm.v1.WindowEntry
-	(*SnapshotTrailer)(nil),  // 34: spikeha.fsm.v1.SnapshotTrailer
+	(*RaiseLevel)(nil),       // 22: spikeha.fsm.v1.RaiseLevel
+	(*Result)(nil),           // 23: spikeha.fsm.v1.Result
+	(*OperationResult)(nil),  // 24: spikeha.fsm.v1.OperationResult
+	(*Current)(nil),          // 25: spikeha.fsm.v1.Current
+	(*CurrentSecret)(nil),    // 26: spikeha.fsm.v1.CurrentSecret
+	(*Secret)(nil),           // 27: spikeha.fsm.v1.Secret
+	(*Version)(nil),          // 28: spikeha.fsm.v1.Version
+	(*Policy)(nil),           // 29: spikeha.fsm.v1.Policy
+	(*SealState)(nil),        // 30: spikeha.fsm.v1.SealState
+	(*Anchor)(nil),           // 31: spikeha.fsm.v1.Anchor
+	(*SnapshotRecord)(nil),   // 32: spikeha.fsm.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),   // 33: spikeha.fsm.v1.SnapshotHeader
+	(*WindowEntry)(nil),      // 34: spikeha.fsm.v1.WindowEntry
+	(*SnapshotTrailer)(nil),  // 35: spikeha.fsm.v1.SnapshotTrailer
 }
 var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	2,  // 0: spikeha.fsm.v1.Command.write_id:type_name -> spikeha.fsm.v1.WriteID
@@ -3401,38 +3474,39 @@ var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	20, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
 	21, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
 	11, // 15: spikeha.fsm.v1.Command.transaction:type_name -> spikeha.fsm.v1.Transaction
-	5,  // 16: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
-	12, // 17: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
-	6,  // 18: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
-	7,  // 19: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
-	9,  // 20: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
-	10, // 21: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	15, // 22: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
-	18, // 23: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
-	5,  // 24: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
-	0,  // 25: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
-	24, // 26: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
-	23, // 27: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
-	25, // 28: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
-	27, // 29: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
-	15, // 30: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
-	15, // 31: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
-	18, // 32: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
-	32, // 33: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
-	26, // 34: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
-	27, // 35: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
-	28, // 36: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
-	30, // 37: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
-	33, // 38: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
-	34, // 39: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
-	5,  // 40: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
-	29, // 41: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
-	23, // 42: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	22, // 16: spikeha.fsm.v1.Command.raise_level:type_name -> spikeha.fsm.v1.RaiseLevel
+	5,  // 17: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
+	12, // 18: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
+	6,  // 19: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	7,  // 20: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	9,  // 21: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	10, // 22: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	15, // 23: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
+	18, // 24: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
+	5,  // 25: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
+	0,  // 26: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
+	25, // 27: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
+	24, // 28: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
+	26, // 29: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
+	28, // 30: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
+	15, // 31: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
+	15, // 32: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
+	18, // 33: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
+	33, // 34: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
+	27, // 35: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
+	28, // 36: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
+	29, // 37: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
+	31, // 38: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
+	34, // 39: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
+	35, // 40: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
+	5,  // 41: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
+	30, // 42: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
+	24, // 43: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_fsm_fsmpb_fsm_proto_init() }
@@ -3455,6 +3529,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Command_AnchorAudit)(nil),
 		(*Command_PutSettings)(nil),
 		(*Command_Transaction)(nil),
+		(*Command_RaiseLevel)(nil),
 	}
 	file_fsm_fsmpb_fsm_proto_msgTypes[2].OneofWrappers = []any{}
 	file_fsm_fsmpb_fsm_proto_msgTypes[11].OneofWrappers = []any{
@@ -3463,7 +3538,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Operation_DestroyVersions)(nil),
 		(*Operation_PurgeSecret)(nil),
 	}
-	file_fsm_fsmpb_fsm_proto_msgTypes[30].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[31].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Secret)(nil),
 		(*SnapshotRecord_Version)(nil),
@@ -3478,7 +3553,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_fsmpb_fsm_proto_rawDesc), len(file_fsm_fsmpb_fsm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
