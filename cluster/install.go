@@ -130,15 +130,13 @@ func (s *installs) run(stream io.Reader, req *raft.InstallSnapshotRequest) (resp
 }
 
 // known answers yes for what this peer has already: everything up to the
-// snapshot's index was given to its state machine, so it agrees with what the
-// leader has committed. Like the responder it speaks only for a follower of the
-// sender, in the sender's term, read last.
+// snapshot's index was given to its state machine, was committed, and so is what
+// the sender's snapshot holds. That is true whoever this peer takes for the
+// leader; only the term, read last, must be the sender's: of another the main
+// loop has to hear, or the sender.
 func (s *installs) known(key installKey) (raft.RPCResponse, bool) {
 	r, ok := s.peek()
-	if !ok || r.AppliedIndex() < key.index || r.State() != raft.Follower {
-		return raft.RPCResponse{}, false
-	}
-	if _, leader := r.LeaderWithID(); string(leader) != key.leader || r.CurrentTerm() != key.term {
+	if !ok || r.AppliedIndex() < key.index || r.CurrentTerm() != key.term {
 		return raft.RPCResponse{}, false
 	}
 	return raft.RPCResponse{Response: &raft.InstallSnapshotResponse{

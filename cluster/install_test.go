@@ -78,6 +78,7 @@ func TestInstallKeepsTheLeader(t *testing.T) {
 			})
 			other := otherThan(c, l.cfg.ID, late)
 			slow = late
+			sent := l.Status().SnapshotIndex
 			c.start(late)
 			eventually(t, "the restore to begin", func() bool { return restores(c.sms[late]) == 1 })
 			term := l.Status().Term
@@ -113,11 +114,12 @@ func TestInstallKeepsTheLeader(t *testing.T) {
 			if s := l.Status(); s.Term != term {
 				t.Errorf("term %d, was %d", s.Term, term)
 			}
-			if n := restores(c.sms[late]); n != 1 {
-				t.Errorf("the snapshot was restored %d times", n)
+			s := c.nodes[late].Status()
+			if n := restores(c.sms[late]); (n != 1 || s.Installs != 1) && l.Status().SnapshotIndex == sent { // else there was a newer one to send
+				t.Errorf("snapshot %d was restored %d times, in %d installs", sent, n, s.Installs)
 			}
-			if s := c.nodes[late].Status(); s.Installs != 1 || len(s.Alarms) > 0 {
-				t.Errorf("%d installs, alarms %v", s.Installs, s.Alarms)
+			if len(s.Alarms) > 0 {
+				t.Errorf("alarms %v", s.Alarms)
 			}
 		})
 	}
@@ -263,8 +265,8 @@ func TestInstallsThatAreNotForRaft(t *testing.T) {
 			t.Errorf("%s: %d bytes of the stream are left, to be read as requests", tc.name, stream.Len())
 		}
 	}
-	// Only a follower of the sender in its term may say that it knows.
-	for _, other := range []fixedRaft{{raft.Follower, "m", 7}, {raft.Follower, "l", 8}, {raft.Candidate, "l", 7}} {
+	// Of another term the main loop must hear, or the sender.
+	for _, other := range []fixedRaft{{raft.Follower, "l", 6}, {raft.Follower, "l", 8}, {raft.Candidate, "", 8}} {
 		l := newLoop(t, &other)
 		l.send(bytes.NewReader(nil), 4, 0)
 		l.finish(<-l.got)
