@@ -118,7 +118,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcRestore, n.answerRestore)
 	n.cluster.Handle(rpcDrain, n.answerDrain)
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.draining} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.draining} {
 		n.loops.Go(loop)
 	}
 	close(n.up)

@@ -12,6 +12,7 @@ import (
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/cluster"
+	"github.com/spike-ha/spike-ha/fsm"
 )
 
 const rpcStatus = "node.status"
@@ -42,7 +43,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	view := n.machine.View()
 	st := sealState(view)
 	size, limit := view.Size()
-	out := client.Status{AskedPeer: n.cfg.ID, Incarnation: status.Incarnation, Leader: status.Leader, Term: status.Term,
+	out := client.Status{AskedPeer: n.cfg.ID, Incarnation: status.Incarnation, Leader: status.Leader, Term: status.Term, Level: view.Level(),
 		Initialised: st.Committed != nil, Sealed: st.Sealed, Secrets: view.SecretCount(), Policies: view.PolicyCount(),
 		StateBytes: size, StateLimit: limit, Peers: make([]client.PeerStatus, len(status.Members)), Keepers: []client.KeeperStatus{}}
 	if status.Formed {
@@ -134,5 +135,5 @@ func (n *Node) ownStatus() client.PeerStatus {
 	return client.PeerStatus{ID: n.cfg.ID, Alarms: alarms, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
 		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
-		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Damaged: n.store.Damaged()}
+		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Level: fsm.Level, Damaged: n.store.Damaged()}
 }

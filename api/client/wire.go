@@ -307,6 +307,7 @@ type Status struct {
 	Incarnation uint64         `json:"incarnation"`
 	Leader      string         `json:"leader"`
 	Term        uint64         `json:"term"`
+	Level       uint32         `json:"level"` // format level: the lowest that a member knew when it last rose
 	Initialised bool           `json:"initialised"`
 	Sealed      bool           `json:"sealedByOperator"`
 	Threshold   int            `json:"threshold"`
@@ -342,6 +343,7 @@ type PeerStatus struct {
 	AuditFault   string    `json:"auditFault,omitempty"`
 	SVIDExpiry   time.Time `json:"svidExpiry"`
 	Version      string    `json:"version"`
+	Level        uint32    `json:"level"` // newest format level that it knows
 	Damaged      int       `json:"damagedRecords,omitempty"`
 	Alarms       []Alarm   `json:"alarms,omitempty"` // that are on
 }
