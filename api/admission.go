@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -26,6 +27,8 @@ type admission struct {
 	waiting int
 	callers map[string]*line // of those with requests running or waiting
 	turns   []*line          // of those waiting, whose turn is next first
+
+	refused atomic.Uint64 // so far, for want of a place
 }
 
 // limits bound requests of one peer. One that would have to wait beyond them is
@@ -204,7 +207,10 @@ func (s *Server) admit(r *http.Request) (leave func(), ok bool) {
 	case r.URL.EscapedPath() == client.RouteSecretWatch:
 		a = s.watches.admission
 	}
-	return func() { a.leave(who) }, a.enter(r.Context(), who)
+	if ok = a.enter(r.Context(), who); !ok {
+		a.refused.Add(1)
+	}
+	return func() { a.leave(who) }, ok
 }
 
 // forOperators tells the routes that must answer when the others do not.

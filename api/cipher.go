@@ -137,7 +137,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, limit int64, wor
 		s.sendWire(w, request, &failed{}, err)
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	body, err := io.ReadAll(http.MaxBytesReader(inner(w), r.Body, limit))
 	defer clear(body)
 	if err != nil {
 		s.stamp(w, request)

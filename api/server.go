@@ -44,6 +44,7 @@ type Server struct {
 	http                *http.Server
 	requests, operators *admission
 	watches             *watches
+	figures             figures
 }
 
 // New makes a server.
@@ -120,32 +121,37 @@ func (s *Server) Handler() http.Handler {
 		// A route is matched on the bytes that were sent: nothing is unescaped,
 		// cleaned or redirected on the way.
 		handler, isNative := native[r.URL.EscapedPath()]
-		refuse := func(err error) {
-			if isNative {
-				s.sendFailure(w, store.Request{}, err)
-			} else {
-				s.sendWire(w, store.Request{}, &failed{}, err)
-			}
-		}
-		leaving, closed := s.draining()
-		if leaving || aging(r, time.Now()) {
-			w.Header().Set("Connection", "close")
-		}
-		if closed && !forOperators(r) {
-			refuse(errDraining)
-			return
-		}
-		leave, ok := s.admit(r)
-		if !ok {
-			refuse(errOverloaded)
-			return
-		}
-		defer leave()
 		if !isNative {
 			handler = wire
 		}
-		handler(w, r)
+		s.counted(w, r, isNative, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, handler, isNative) })
 	})
+}
+
+// answer has handler answer r when it is its turn.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, handler http.HandlerFunc, isNative bool) {
+	refuse := func(err error) {
+		if isNative {
+			s.sendFailure(w, store.Request{}, err)
+		} else {
+			s.sendWire(w, store.Request{}, &failed{}, err)
+		}
+	}
+	leaving, closed := s.draining()
+	if leaving || aging(r, time.Now()) {
+		w.Header().Set("Connection", "close")
+	}
+	if closed && !forOperators(r) {
+		refuse(errDraining)
+		return
+	}
+	leave, ok := s.admit(r)
+	if !ok {
+		refuse(errOverloaded)
+		return
+	}
+	defer leave()
+	handler(w, r)
 }
 
 func (s *Server) draining() (leaving, closed bool) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -42,6 +43,8 @@ type Log struct {
 	anchored uint64     // count at the last anchor
 	failed   error      // an fsync failed, or the log is closed: for good
 	stalled  error      // the last write failed; nil again once one succeeds
+
+	failures atomic.Uint64 // of Append
 
 	writing, syncing coalescer
 	file             *os.File // owned by the running write; under writing's run lock
@@ -126,6 +129,17 @@ func (l *Log) reopen(path string, scan *scan) error {
 // Append chains r and writes it; with durable it is fsynced too. Concurrent
 // calls share writes and fsyncs.
 func (l *Log) Append(r Record, durable bool) error {
+	err := l.append(r, durable)
+	if err != nil {
+		l.failures.Add(1)
+	}
+	return err
+}
+
+// Failures is how often Append failed.
+func (l *Log) Failures() uint64 { return l.failures.Load() }
+
+func (l *Log) append(r Record, durable bool) error {
 	l.mu.Lock()
 	if err := l.failed; err != nil {
 		l.mu.Unlock()

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 )
@@ -13,6 +14,8 @@ type hub struct {
 	events   chan raft.Observation
 	observer *raft.Observer
 
+	elections, leaders atomic.Uint64 // this peer stood for; learnt of
+
 	mu      sync.Mutex    // guards the rest
 	changed chan struct{} // closed and replaced at each change
 	leads   bool
@@ -23,8 +26,16 @@ type hub struct {
 func newHub() *hub {
 	h := &hub{events: make(chan raft.Observation, 64), changed: make(chan struct{})}
 	h.observer = raft.NewObserver(h.events, false, func(o *raft.Observation) bool {
-		switch o.Data.(type) {
-		case raft.RaftState, raft.LeaderObservation:
+		switch seen := o.Data.(type) { // the library sees to it that each is counted
+		case raft.RaftState:
+			if seen == raft.Candidate {
+				h.elections.Add(1)
+			}
+			return true
+		case raft.LeaderObservation:
+			if seen.LeaderID != "" {
+				h.leaders.Add(1)
+			}
 			return true
 		}
 		return false

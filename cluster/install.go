@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
@@ -51,8 +51,7 @@ type installs struct {
 
 	alarms    *alarms
 	installed func(index, term uint64) // Raft has taken a snapshot
-
-	count atomic.Uint64 // taken by Raft
+	counters  *counters
 
 	mu   sync.Mutex // guards the rest
 	raft *install   // in Raft's hands
@@ -69,6 +68,7 @@ type installKey struct {
 
 type install struct {
 	key     installKey
+	begun   time.Time
 	file    *os.File
 	spooled bool          // guarded by installs.mu
 	gone    chan struct{} // closed when superseded
@@ -92,6 +92,9 @@ func (s *installs) take(rpc raft.RPC, req *raft.InstallSnapshotRequest) {
 			resp.Response = &raft.InstallSnapshotResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
 		}
 		if !errors.Is(resp.Error, errSuperseded) && !errors.Is(resp.Error, ErrStopped) && !joined {
+			if resp.Error != nil {
+				s.counters.installFailures.Add(1)
+			}
 			s.again(resp.Error)
 		}
 		if resp.Error != nil {
@@ -179,7 +182,7 @@ func (s *installs) open(key installKey) (mine, same *install, err error) {
 		_ = f.Close()
 		return nil, nil, err
 	}
-	s.next = &install{key: key, file: f, gone: make(chan struct{}), done: make(chan struct{})}
+	s.next = &install{key: key, begun: time.Now(), file: f, gone: make(chan struct{}), done: make(chan struct{})}
 	return s.next, nil, nil
 }
 
@@ -253,7 +256,7 @@ func (s *installs) hand(mine *install, req *raft.InstallSnapshotRequest) {
 		case <-s.done:
 		}
 		if r, is := resp.Response.(*raft.InstallSnapshotResponse); is && r.Success && resp.Error == nil {
-			s.count.Add(1)
+			s.counters.installed.note(time.Since(mine.begun), mine.key.size)
 			s.installed(mine.key.index, mine.key.lastTerm)
 		}
 	}

@@ -115,8 +115,9 @@ func TestInstallKeepsTheLeader(t *testing.T) {
 				t.Errorf("term %d, was %d", s.Term, term)
 			}
 			s := c.nodes[late].Status()
-			if n := restores(c.sms[late]); (n != 1 || s.Installs != 1) && l.Status().SnapshotIndex == sent { // else there was a newer one to send
-				t.Errorf("snapshot %d was restored %d times, in %d installs", sent, n, s.Installs)
+			installs := c.nodes[late].Stats().Installed
+			if n := restores(c.sms[late]); (n != 1 || installs.Count != 1 || installs.Took <= 0 || installs.Bytes <= 0) && l.Status().SnapshotIndex == sent { // else there was a newer one to send
+				t.Errorf("snapshot %d was restored %d times, in %d installs", sent, n, installs.Count)
 			}
 			if len(s.Alarms) > 0 {
 				t.Errorf("alarms %v", s.Alarms)
@@ -226,7 +227,7 @@ func TestInstallsGoThroughAFile(t *testing.T) {
 	if !succeeded(<-answer) || !succeeded(<-again) {
 		t.Error("refused")
 	}
-	if n := l.tr.installs.count.Load(); n != 1 {
+	if n := l.tr.installs.counters.installed.count.Load(); n != 1 {
 		t.Errorf("counted %d", n)
 	}
 	entries, err := os.ReadDir(l.tr.installs.dir)

@@ -8,8 +8,11 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/spike-ha/spike-ha/internal/measure"
 )
 
 // A snapshot begins with a head of ours; what follows is the state machine's.
@@ -34,7 +37,8 @@ var errMachineStopped = errors.New("the state machine has stopped")
 // Start's); applied and wait may be used by any.
 type machine struct {
 	sm   StateMachine
-	fail func(error) // the node stops
+	fail func(error)        // the node stops
+	took *measure.Histogram // of entries
 
 	stopped bool // owned by the library's goroutine
 	term    uint64
@@ -67,7 +71,9 @@ func (m *machine) Apply(l *raft.Log) any {
 		return m.stop(fmt.Errorf("entry %d: %w; this peer cannot go on without knowing it", l.Index, err))
 	}
 	m.calls.Add(1)
+	begun := time.Now()
 	results, err := m.sm.Apply(l.Index, l.Term, commands)
+	m.took.Since(begun)
 	m.calls.Add(1)
 	if err == nil && len(results) != len(commands) {
 		err = fmt.Errorf("%d results for %d commands", len(results), len(commands))

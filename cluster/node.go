@@ -54,7 +54,10 @@ type Node struct {
 	members   sync.Mutex   // held while this peer, as leader, changes them
 	alarms    *alarms
 	stalls    atomic.Uint64 // writes to the log that took longer than Timing.Stall
-	removed   atomic.Bool   // the leader says that this peer is no member
+	counters  counters
+	started   time.Time    // of newNode
+	beat      atomic.Int64 // when the watchdog looked last, in nanoseconds since started
+	removed   atomic.Bool  // the leader says that this peer is no member
 	reads     *reads
 	hub       *hub
 
@@ -75,6 +78,7 @@ func newNode(c Config) *Node {
 	n := &Node{
 		cfg:      c,
 		log:      c.Logger.With("peer", c.ID),
+		started:  time.Now(),
 		done:     make(chan struct{}),
 		raftGone: make(chan struct{}),
 		hangs:    make(chan struct{}),
@@ -84,7 +88,7 @@ func newNode(c Config) *Node {
 	for k, h := range c.Handlers {
 		n.handlers[k] = h
 	}
-	n.machine = &machine{sm: c.StateMachine, fail: n.fail}
+	n.machine = &machine{sm: c.StateMachine, fail: n.fail, took: &n.counters.apply}
 	n.alarms = newAlarms(n.log)
 	n.hub = newHub()
 	n.queue = newQueue(n)
@@ -207,7 +211,7 @@ func (n *Node) serve() error {
 		MsgpackUseNewTimeFormat: true,
 	}), 8*time.Millisecond, peek, &installs{
 		dir: n.cfg.Dir, limit: n.cfg.MaxSnapshotBytes, peek: peek, begin: n.begin, end: n.wg.Done,
-		log: n.log, alarms: n.alarms, installed: n.diverges,
+		log: n.log, alarms: n.alarms, installed: n.diverges, counters: &n.counters,
 	})
 	if n.cfg.unsafeNoResponder {
 		n.transport.grace = math.MaxInt64
@@ -535,8 +539,15 @@ func (n *Node) snapshot(r *raft.Raft) error {
 	if err := r.ReloadConfig(rc); err != nil {
 		return err
 	}
-	f := r.Snapshot()
-	if err := f.Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+	begun := time.Now()
+	err := r.Snapshot().Error()
+	switch {
+	case err == nil:
+		if list, err := n.snapshots.List(); err == nil && len(list) > 0 {
+			n.counters.taken.note(time.Since(begun), list[0].Size)
+		}
+	case !errors.Is(err, raft.ErrNothingNewToSnapshot):
+		n.counters.snapshotFailures.Add(1)
 		return err
 	}
 	n.store.bytes.Add(-size)

@@ -38,11 +38,22 @@ func (n *Node) Propose(ctx context.Context, command []byte) (Result, error) {
 	}
 	ctx, cancel := n.patient(ctx)
 	defer cancel()
+	defer n.counters.proposals.Since(time.Now())
+	n.counters.bytes.Add(uint64(len(command)))
 	it := newItem(command, false)
 	if err := n.queue.add(it); err != nil {
+		n.counters.refused.Add(1)
 		return Result{}, err
 	}
 	out := n.queue.await(ctx, it)
+	switch {
+	case out.err == nil:
+		n.counters.applied.Add(1)
+	case !errors.Is(out.err, ErrUnknownOutcome):
+		n.counters.refused.Add(1)
+	default:
+		n.counters.unknown.Add(1)
+	}
 	return out.result, out.err
 }
 

@@ -156,6 +156,16 @@ func (g *rounds) run(life context.Context, r *round) {
 
 // askLeader gets a read index from whoever leads.
 func (r *reads) askLeader(ctx context.Context) (uint64, error) {
+	begun := time.Now()
+	index, err := r.askOnce(ctx)
+	r.n.counters.rounds.Since(begun)
+	if err != nil {
+		r.n.counters.roundFailures.Add(1)
+	}
+	return index, err
+}
+
+func (r *reads) askOnce(ctx context.Context) (uint64, error) {
 	n := r.n
 	ctx, cancel := context.WithTimeout(ctx, n.roundTimeout())
 	defer cancel()

@@ -33,8 +33,7 @@ type Status struct {
 	CommitCommand uint64 // greatest command index at or below CommitIndex: where AppliedIndex gets to
 	AppliedIndex  uint64 // greatest command applied, see Node.Applied
 	SnapshotIndex uint64
-	Installs      uint64  // snapshots installed since the start
-	DiskStalls    uint64  // writes to the log longer than Timing.Stall since the start
+	Lag           uint64  // entries that a leader said are committed, and that are not applied here
 	Alarms        []Alarm // that are on, by kind
 	Members       []Member
 	LastContact   time.Duration // since this peer heard the leader; 0 on the leader, -1 when it never did
@@ -52,8 +51,7 @@ type Member struct {
 
 // Status takes its picture without waiting for Raft or the disk.
 func (n *Node) Status() Status {
-	s := Status{ID: n.cfg.ID, State: Forming, LastContact: -1, AppliedIndex: n.Applied(),
-		Installs: n.transport.installs.count.Load(), DiskStalls: n.stalls.Load(), Alarms: n.alarms.list()}
+	s := Status{ID: n.cfg.ID, State: Forming, LastContact: -1, AppliedIndex: n.Applied(), Alarms: n.alarms.list()}
 	s.ClusterID, s.Incarnation, s.Formed = n.Identity()
 	n.errMu.Lock()
 	if s.Problem = n.err; s.Problem == nil {
@@ -94,6 +92,7 @@ func (n *Node) Status() Status {
 			s.CommitCommand = command
 		}
 	}
+	s.Lag = ahead(n.transport.commit.Load(), max(s.CommitIndex, s.SnapshotIndex)) + ahead(s.CommitCommand, s.AppliedIndex)
 	if state == raft.Leader {
 		s.LastContact = 0
 	} else if t := r.LastContact(); !t.IsZero() {

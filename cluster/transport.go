@@ -35,6 +35,7 @@ type transport struct {
 	mute     atomic.Bool   // to followers: see watchdog
 	heard    sync.Map      // raft.ServerID → *atomic.Uint64: see answers
 	advances atomic.Uint64 // entries that followers took, in messages
+	commit   atomic.Uint64 // greatest index that a leader said is committed
 }
 
 // peek is what the responder may see of Raft: methods that only read, safe for
@@ -64,9 +65,11 @@ func (t *transport) pump() {
 		case rpc := <-t.NetworkTransport.Consumer():
 			switch req := rpc.Command.(type) {
 			case *raft.InstallSnapshotRequest:
+				raise(&t.commit, req.LastLogIndex)
 				t.installs.take(rpc, req)
 				continue
 			case *raft.AppendEntriesRequest:
+				raise(&t.commit, req.LeaderCommitIndex)
 				t.installs.follows(req)
 			}
 			select {

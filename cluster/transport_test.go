@@ -39,7 +39,7 @@ func newDeafTransport(t *testing.T, grace time.Duration, p func() (peek, bool)) 
 	})
 	tr := newTransport(inner, grace, p, &installs{
 		dir: t.TempDir(), limit: 1 << 20, peek: p, begin: func() bool { return true }, end: func() {},
-		log: testLogger(""), alarms: newAlarms(testLogger("")), installed: func(uint64, uint64) {},
+		log: testLogger(""), alarms: newAlarms(testLogger("")), installed: func(uint64, uint64) {}, counters: new(counters),
 	})
 	t.Cleanup(func() { _ = tr.Close() })
 	return tr

@@ -72,6 +72,7 @@ func (n *Node) watchdog() {
 			return
 		case <-ticker.C:
 		}
+		n.beat.Store(int64(time.Since(n.started)))
 		err := w.disk()
 		if r := n.raft.Load(); err == nil && r != nil && r.State() != raft.Shutdown {
 			err = w.progress(r)

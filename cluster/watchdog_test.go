@@ -22,6 +22,9 @@ func stopsWithoutProgress(t *testing.T, n *Node, why string) {
 	if err := n.Err(); !errors.Is(err, ErrNoProgress) || !strings.Contains(err.Error(), why) {
 		t.Errorf("it stopped because of %v", err)
 	}
+	if n.Alive() == nil {
+		t.Error("it says that it is alive")
+	}
 }
 
 // A leader whose disk hangs lets another lead long before it stops; when the
@@ -61,8 +64,8 @@ func TestLeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 		return next != nil
 	})
 	c.propose(next, "during")
-	if s := old.Status(); s.DiskStalls == 0 || len(s.Alarms) != 1 || s.Alarms[0].Kind != AlarmDiskStalls {
-		t.Errorf("the old leader says %d stalls, alarms %v", s.DiskStalls, s.Alarms)
+	if s := old.Status(); old.Stats().DiskStalls == 0 || len(s.Alarms) != 1 || s.Alarms[0].Kind != AlarmDiskStalls {
+		t.Errorf("the old leader says %d stalls, alarms %v", old.Stats().DiskStalls, s.Alarms)
 	}
 	if old.Err() != nil {
 		t.Errorf("it stopped: %v", old.Err())

@@ -17,11 +17,7 @@ const (
 	// keeperTimeout bounds a visit to one Keeper. Shorter than a step, it leaves
 	// time for what the visit was for, however many Keepers hang.
 	keeperTimeout = 3 * time.Second
-	// inspectEvery is how often the Keepers are asked whether they still have
-	// their shares: one that restarted is refilled at once rather than at the
-	// next full refill.
-	inspectEvery = 5 * time.Second
-	anchorEvery  = time.Second
+	anchorEvery   = time.Second
 	// unsealRetry bounds the pause between attempts to unseal.
 	unsealRetry = 5 * time.Second
 	// handAfter is how long a sealed leader waits for its own keys before it
@@ -232,28 +228,34 @@ func (n *Node) reconcileAudit(ctx context.Context) error {
 }
 
 // refilling keeps the Keepers supplied: a full round each KeeperInterval, and a
-// look each few seconds for one that has lost its share. The leader does it; any
-// unsealed peer does while the leader has no keys. Two at once do no harm: they
-// place the same shares.
+// look each few seconds for one that has lost its share, which is refilled at once.
+// The leader does it; any unsealed peer does while the leader has no keys and can
+// only look. Two at once do no harm: they place the same shares.
 func (n *Node) refilling() {
 	last := n.now()
-	for n.sleep(inspectEvery) {
-		if n.seal.Sealed() || !n.leads() && !n.leaderSealed() {
+	for n.sleep(lookEvery) {
+		st, sealed := sealState(n.machine.View()), n.seal.Sealed()
+		if st.Sealed || st.Committed == nil || !n.leads() && (sealed || !n.leaderSealed()) {
 			continue
 		}
-		st := sealState(n.machine.View())
 		full := n.now().Sub(last) >= n.cfg.KeeperInterval
 		ctx, cancel := n.step()
 		reports, err := n.seal.Inspect(ctx, st, n.keepers)
 		cancel()
+		if err == nil {
+			n.keeperLook.set(n.now(), seen(reports))
+		}
 		for _, r := range reports {
 			full = full || r.Health == seal.Empty || r.Health == seal.Wrong || r.Health == seal.Stale
 		}
-		if err == nil && full {
+		if err == nil && full && !sealed {
 			last = n.now()
 			ctx, cancel := n.step() // a Keeper that hangs has used the first one up
 			reports, err = n.seal.Refill(ctx, st, n.keepers)
 			cancel()
+			if err == nil {
+				n.keeperLook.set(n.now(), seen(reports))
+			}
 			for _, r := range reports {
 				if r.Refilled {
 					n.log.Info("a Keeper was given its share again", "keeper", r.Name)
@@ -264,6 +266,14 @@ func (n *Node) refilling() {
 			n.log.Warn("the Keepers could not be looked after", "error", err)
 		}
 	}
+}
+
+func seen(reports []seal.KeeperReport) []keeperSeen {
+	list := make([]keeperSeen, len(reports))
+	for i, r := range reports {
+		list[i] = keeperSeen{r.Name, r.Health == seal.Good}
+	}
+	return list
 }
 
 func (n *Node) leaderSealed() bool {
@@ -291,9 +301,11 @@ func (n *Node) anchoring() {
 		at, err := n.anchor(ctx)
 		cancel()
 		if err != nil {
+			n.anchorFailures.Add(1)
 			n.log.Debug("the audit log could not be anchored; it is tried again", "error", err)
 			continue
 		}
+		n.anchors.Add(1)
 		done = at
 	}
 }

@@ -62,6 +62,10 @@ type Node struct {
 	current   atomic.Bool               // a majority told this peer, since it started, how things stand
 	collector *seal.Collector
 
+	tolerance               look[int] // of failures; the leader's
+	keeperLook              look[[]keeperSeen]
+	anchors, anchorFailures atomic.Uint64 // of the audit chain
+
 	auditMu    sync.Mutex // guards reconciled; held while the chain is looked through
 	reconciled bool       // the audit chain was held against its anchor
 
@@ -118,7 +122,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcRestore, n.answerRestore)
 	n.cluster.Handle(rpcDrain, n.answerDrain)
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.draining} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.draining, n.watching} {
 		n.loops.Go(loop)
 	}
 	close(n.up)
