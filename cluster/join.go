@@ -161,6 +161,7 @@ func (n *Node) belong() {
 	every := max(2*n.cfg.Timing.Election, 100*time.Millisecond)
 	t := time.NewTicker(every)
 	defer t.Stop()
+	stranger := false // it was told so, and Status.Problem says it
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -172,9 +173,12 @@ func (n *Node) belong() {
 			continue
 		}
 		if n.leader() != "" {
-			if _, member := find(r.GetConfiguration().Configuration(), n.cfg.ID); member && n.removed.CompareAndSwap(true, false) {
+			if _, member := find(r.GetConfiguration().Configuration(), n.cfg.ID); member && stranger {
 				n.setProblem(nil)
-				n.log.Info("this peer is a member again")
+				stranger = false
+				if n.removed.CompareAndSwap(true, false) {
+					n.log.Info("this peer is a member again")
+				}
 			}
 			n.moved(r)
 			continue
@@ -183,14 +187,18 @@ func (n *Node) belong() {
 		if err != nil || n.leader() != "" {
 			continue
 		}
-		n.heed(s.clusterID, s.incarnation)
+		if n.isMember(at) { // who was removed, and recovered by mistake, must not end the others
+			n.heed(s.clusterID, s.incarnation)
+		}
 		switch s.verdict {
 		case peerpb.AdmitResponse_VERDICT_NO_MEMBER:
 			if n.removed.CompareAndSwap(false, true) {
 				n.log.Error("this peer was removed from the cluster; it serves nothing")
 			}
+			stranger = true
 			n.setProblem(ErrRemoved)
 		case peerpb.AdmitResponse_VERDICT_FOREIGN, peerpb.AdmitResponse_VERDICT_WRONG_ID, peerpb.AdmitResponse_VERDICT_LEVEL:
+			stranger = true
 			n.setProblem(n.refusal(s, at))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -110,6 +111,9 @@ func Recover(ctx context.Context, r Recovery) (before Report, incarnation uint64
 	if err != nil {
 		return before, 0, err
 	}
+	if len(before.Members) == 0 {
+		return before, 0, fmt.Errorf("%s: %w: it was let in, and was sent nothing yet", r.Dir, ErrNothingToRecover)
+	}
 	if m.GetPhase() == peerpb.Phase_PHASE_STARTED && len(before.Members) == 1 && before.Members[0] == (Member{before.ID, r.Address, true}) {
 		return before, before.Incarnation, nil // done already
 	}
@@ -138,9 +142,9 @@ func Recover(ctx context.Context, r Recovery) (before Report, incarnation uint64
 	m.Recovery = plan
 	m.Recovery.Address = r.Address
 	if m.GetPhase() != peerpb.Phase_PHASE_RECOVERING {
-		m.Superseded = nil
-		for _, s := range conf.Servers {
+		for _, s := range conf.Servers { // beside those of an earlier recovery that did not come back yet
 			if string(s.ID) != n.cfg.ID {
+				m.Superseded = slices.DeleteFunc(m.Superseded, func(p *peerpb.Member) bool { return p.GetId() == string(s.ID) })
 				m.Superseded = append(m.Superseded, &peerpb.Member{Id: string(s.ID), Address: string(s.Address)})
 			}
 		}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
 )
 
 // recovery is of the stopped peer id.
@@ -194,5 +196,85 @@ func TestRecoveryAsksWhoIsNewest(t *testing.T) {
 		if x.a.newer(x.b) != x.want {
 			t.Errorf("%+v newer than %+v: %v", x.a, x.b, !x.want)
 		}
+	}
+}
+
+// Who was removed, and is recovered by mistake, does not end those that go on
+// without it, although they are of a lower incarnation now and may ask it.
+func TestRecoveryOfARemovedPeerEndsNobody(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	c.propose(c.leaderIs("n1"), "a")
+	c.same()
+	c.stop("n3")
+	must(t, c.nodes["n1"].Remove(short(t), "n3"))
+	c.propose(c.nodes["n1"], "b")
+	c.same()
+	_, _, err := Recover(context.Background(), c.recovery("n3"))
+	must(t, err)
+	c.stop("n2") // so that n1 has no leader, and asks whom it can find
+	c.start("n3")
+	n1 := c.nodes["n1"]
+	eventually(t, "n1 has asked n3", func() bool { return n1.Err() != nil || errors.Is(n1.Status().Problem, ErrForeignData) })
+	if n1.Err() != nil {
+		t.Fatalf("n1 ended: %v", n1.Err())
+	}
+	c.start("n2")
+	if _, err := n1.Propose(short(t), []byte("c")); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the problem is over", func() bool { return n1.Status().Problem == nil && c.nodes["n2"].Status().Problem == nil })
+}
+
+// A second recovery, after a wrong address say, still looks for those whom the
+// first one has left behind.
+func TestRecoveriesAddUp(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	c.propose(c.leader(), "a")
+	c.same()
+	for _, id := range []string{"n1", "n2", "n3"} {
+		c.stop(id)
+	}
+	wrong := c.recovery("n1")
+	wrong.Address = "192.0.2.1:1"
+	_, first, err := Recover(context.Background(), wrong)
+	must(t, err)
+	if _, second, err := Recover(context.Background(), c.recovery("n1")); err != nil || second <= first {
+		t.Fatalf("%d after %d, %v", second, first, err)
+	}
+	c.start("n1")
+	c.propose(c.leader(), "b")
+	c.start("n2", "n3") // a majority of the old cluster
+	for _, id := range []string{"n2", "n3"} {
+		eventually(t, id+" is told", func() bool { return errors.Is(c.nodes[id].Err(), ErrSuperseded) })
+		c.stop(id)
+	}
+}
+
+// A peer that was let in, and was sent nothing yet, has nothing to go on from.
+func TestNothingToRecoverFromAnEmptyLearner(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1")
+	c.startAll()
+	c.propose(c.leader(), "a")
+	must(t, c.nodes["n1"].AddLearner(short(t), "n2", c.joiner("n2")))
+	started := make(chan struct{})
+	c.tune = func(_ string, cfg *Config) {
+		cfg.afterMarker = func(ctx context.Context, p peerpb.Phase) error {
+			if p == peerpb.Phase_PHASE_STARTED {
+				close(started)
+				<-ctx.Done()
+			}
+			return ctx.Err()
+		}
+	}
+	c.start("n2")
+	<-started
+	c.stop("n2")
+	if _, _, err := Recover(context.Background(), c.recovery("n2")); !errors.Is(err, ErrNothingToRecover) {
+		t.Error(err)
 	}
 }
