@@ -28,7 +28,7 @@ const (
 	CodeForeignToken Code = "foreign_token"
 	// CodeForgotten: the changes after the index of a watch are not kept any more.
 	CodeForgotten Code = "forgotten"
-	CodeInternal     Code = "internal" // a defect or damaged data
+	CodeInternal  Code = "internal" // a defect or damaged data
 )
 
 // Error is a failure with its code. Its text is for people and never holds a
