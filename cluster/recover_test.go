@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
 )
@@ -276,5 +277,26 @@ func TestNothingToRecoverFromAnEmptyLearner(t *testing.T) {
 	c.stop("n2")
 	if _, _, err := Recover(context.Background(), c.recovery("n2")); !errors.Is(err, ErrNothingToRecover) {
 		t.Error(err)
+	}
+}
+
+// A running peer whose newest entry is in its snapshot alone, as after an install,
+// says of it what its data directory says: recoveries are decided by that.
+func TestLastTermIsOfTheLastEntry(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2")
+	c.startAll()
+	c.propose(c.leader(), "a")
+	c.same()
+	c.stop("n1")
+	c.stop("n2")
+	_, _, err := Recover(context.Background(), c.recovery("n1")) // leaves a snapshot and no log
+	must(t, err)
+	want, err := InspectData(context.Background(), filepath.Join(c.dir, "n1"))
+	must(t, err)
+	c.tune = func(_ string, cfg *Config) { cfg.Timing.Heartbeat, cfg.Timing.Election = time.Hour, time.Hour }
+	c.start("n1")
+	if s := c.nodes["n1"].Status(); s.LastIndex != want.LastIndex || s.LastTerm != want.LastTerm || want.LastTerm == 0 {
+		t.Errorf("it says entry %d of term %d, and holds entry %d of term %d", s.LastIndex, s.LastTerm, want.LastIndex, want.LastTerm)
 	}
 }

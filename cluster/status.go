@@ -85,7 +85,11 @@ func (n *Node) Status() Status {
 	s.Term, s.LastIndex, s.CommitIndex = r.CurrentTerm(), r.LastIndex(), r.CommitIndex()
 	stats := r.Stats()
 	s.SnapshotIndex, _ = strconv.ParseUint(stats["last_snapshot_index"], 10, 64)
-	s.LastTerm, _ = strconv.ParseUint(stats["last_log_term"], 10, 64)
+	last := "last_log_term"
+	if s.LastIndex == s.SnapshotIndex { // the log may be empty, or end before
+		last = "last_snapshot_term"
+	}
+	s.LastTerm, _ = strconv.ParseUint(stats[last], 10, 64)
 	s.CommitCommand = s.CommitIndex
 	if s.State != Stopped {
 		if command, err := n.reads.command(s.CommitIndex); err == nil {
