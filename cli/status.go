@@ -14,25 +14,38 @@ import (
 )
 
 func statusCommand() *cli.Command {
-	return &cli.Command{Name: "status", Usage: "show the whole cluster at a glance", Action: with(func(c *cli.Context, dial dialer) error {
-		if err := arguments(c, 0, 0); err != nil {
+	return &cli.Command{Name: "status", Usage: "show the whole cluster at a glance", Flags: []cli.Flag{
+		&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "look again and again, until interrupted; with --format json each look is one line"},
+		&cli.DurationFlag{Name: "interval", Value: 2 * time.Second, Usage: "`DURATION` between two looks of --watch"},
+	}, Action: func(c *cli.Context) error {
+		if c.Bool("watch") {
+			return over(connectForever, watchStatus)(c)
+		}
+		return with(showStatus)(c)
+	}}
+}
+
+func showStatus(c *cli.Context, dial dialer) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	if c.IsSet("interval") {
+		return usage("--interval goes with --watch")
+	}
+	if !c.IsSet("timeout") { // who asks wonders what is wrong, and does not want to wait for it
+		if err := c.Set("timeout", statusPatience); err != nil {
 			return err
 		}
-		if !c.IsSet("timeout") { // who asks wonders what is wrong, and does not want to wait for it
-			if err := c.Set("timeout", statusPatience); err != nil {
-				return err
-			}
-		}
-		cl, ctx, err := dial()
-		if err != nil {
-			return err
-		}
-		status, err := cl.Status(ctx)
-		if err != nil {
-			return err
-		}
-		return show(c, status, func(w io.Writer) { printStatus(w, status) })
-	})}
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
+	}
+	status, err := cl.Status(ctx)
+	if err != nil {
+		return err
+	}
+	return show(c, status, func(w io.Writer) { printStatus(w, status) })
 }
 
 // statusPatience is enough to find the one peer of several that answers.
@@ -77,23 +90,33 @@ func printStatus(w io.Writer, s client.Status) {
 			good++
 		}
 	}
-	fmt.Fprintf(w, "Keepers   %d of %d good, threshold %d\n\n", good, len(s.Keepers), s.Threshold)
+	fmt.Fprintf(w, "Keepers   %d of %d good, threshold %d\n", good, len(s.Keepers), s.Threshold)
+	switch {
+	case !s.Initialised || good > s.Threshold:
+	case good == s.Threshold:
+		fmt.Fprintln(w, "Warning   with one Keeper less, a peer that restarts stays sealed")
+	default:
+		fmt.Fprintln(w, "Warning   too few Keepers are good: a peer that restarts stays sealed")
+	}
+	fmt.Fprintf(w, "Version   %s; format level %d\n\n", versions(s.Peers), s.Level)
 
-	rows := [][]string{{"PEER", "STATE", "SEALED", "COMMITTED", "APPLIED", "AUDIT", "SVID UNTIL", "ADDRESS"}}
+	rows := [][]string{{"PEER", "STATE", "SEALED", "TERM", "LAG", "AUDIT", "ALARM", "SVID UNTIL", "ADDRESS"}}
 	for _, p := range s.Peers {
 		if !p.Reachable {
-			rows = append(rows, []string{p.ID, "unreachable", "-", "-", "-", "-", "-", p.Address})
+			rows = append(rows, []string{p.ID, "unreachable", "-", "-", "-", "-", "-", "-", p.Address})
 			continue
 		}
 		state, auditState := stateText(p.State, p.Draining), strconv.FormatUint(p.AuditCount, 10)
 		if !p.Voter {
-			state += " (learner)"
+			state = stateText("learner", p.Draining)
+			if p.State != "follower" {
+				state = p.State + " (learner)"
+			}
 		}
 		if p.AuditFault != "" {
 			auditState = "FAULT"
 		}
-		rows = append(rows, []string{p.ID, state, yesNo(p.Sealed), strconv.FormatUint(p.CommitIndex, 10), strconv.FormatUint(p.AppliedIndex, 10),
-			auditState, until(p.SVIDExpiry), p.Address})
+		rows = append(rows, []string{p.ID, state, yesNo(p.Sealed), strconv.FormatUint(p.Term, 10), lagText(p), auditState, alarmsText(p), until(p.SVIDExpiry), p.Address})
 	}
 	table(w, rows...)
 	fmt.Fprintln(w)
@@ -107,6 +130,50 @@ func printStatus(w io.Writer, s client.Status) {
 	}
 	table(w, rows...)
 	printTroubles(w, s)
+}
+
+// silent is how long a follower may not have heard its leader before that is worth
+// a word: a heartbeat, unless they are set otherwise.
+const silent = 0.5
+
+// lagText is how far p is behind the leader, and for how long it has not heard it.
+func lagText(p client.PeerStatus) string {
+	text := strconv.FormatUint(p.Lag, 10)
+	switch {
+	case p.LastContact < 0:
+		return text + ", never"
+	case p.LastContact > silent:
+		return fmt.Sprintf("%s, %.1fs", text, p.LastContact)
+	}
+	return text
+}
+
+func alarmsText(p client.PeerStatus) string {
+	if len(p.Alarms) == 0 {
+		return "-"
+	}
+	return strconv.Itoa(len(p.Alarms)) // they stand below
+}
+
+// versions names the releases of the peers that answer: one, or who has which.
+func versions(peers []client.PeerStatus) string {
+	var list []string
+	who := map[string][]string{}
+	for _, p := range peers {
+		if !p.Reachable {
+			continue
+		}
+		if who[p.Version] == nil {
+			list = append(list, p.Version)
+		}
+		who[p.Version] = append(who[p.Version], p.ID)
+	}
+	if len(list) > 1 {
+		for i, v := range list {
+			list[i] = v + " (" + strings.Join(who[v], ", ") + ")"
+		}
+	}
+	return orDash(strings.Join(list, ", "))
 }
 
 func stateText(state string, draining bool) string {

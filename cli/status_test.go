@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,62 @@ func TestPrintStatus(t *testing.T) {
 		paragraphs := strings.Split(strings.TrimSpace(tables), "\n\n")[1:]
 		if strings.Join(paragraphs, "|") != strings.Join(c.below, "|") {
 			t.Errorf("%s: below the tables stands %q, want %q", c.name, paragraphs, c.below)
+		}
+	}
+}
+
+// All that there is to say of five peers fits a page of 100 columns.
+func TestPrintStatusPage(t *testing.T) {
+	t.Parallel()
+	s := client.Status{ClusterID: "0123456789abcdef0123456789abcdef", Incarnation: 1, Leader: "nexus-1", Term: 1234, Level: 2, Initialised: true, Threshold: 2, Tolerance: 1,
+		Secrets: 100000, Policies: 1, StateBytes: 300 << 20, StateLimit: 1 << 30,
+		Keepers: []client.KeeperStatus{{Name: "keeper-1", Index: 1, Health: "good"}, {Name: "keeper-2", Index: 2, Health: "good"}, {Name: "keeper-3", Index: 3, Health: "unreachable"}}}
+	expiry := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i, p := range []client.PeerStatus{
+		{State: "leader"},
+		{State: "follower", Draining: true, Lag: 12345, LastContact: 12.34},
+		{State: "follower", Sealed: true, Reason: "0 of 2 shares were found", LastContact: 0.1},
+		{State: "candidate", LastContact: -1, Alarms: []client.Alarm{{Kind: "disk-stalls", Detail: "look at the disk", Since: expiry}}, Version: "v1.3.0"},
+	} {
+		p.ID, p.Address, p.Voter, p.Reachable, p.Term, p.AuditCount, p.SVIDExpiry = fmt.Sprint("nexus-", i+1), fmt.Sprintf("10.20.30.4%d:8555", i), i != 2, true, 1234, 123456, expiry
+		if p.Version == "" {
+			p.Version = "v1.2.0"
+		}
+		s.Peers = append(s.Peers, p)
+	}
+	s.Peers = append(s.Peers, client.PeerStatus{ID: "nexus-5", Address: "10.20.30.44:8555", Voter: true, Sealed: true})
+	var out bytes.Buffer
+	printStatus(&out, s)
+	const want = `Cluster   0123456789abcdef0123456789abcdef, incarnation 1: serving, but not nexus-2, nexus-3, nexus-5
+Leader    nexus-1, term 1234; can lose 1 more peer
+State     100000 secrets, 1 policy, 300.0 MiB of 1.0 GiB
+Keepers   2 of 3 good, threshold 2
+Warning   with one Keeper less, a peer that restarts stays sealed
+Version   v1.2.0 (nexus-1, nexus-2, nexus-3), v1.3.0 (nexus-4); format level 2
+
+PEER     STATE               SEALED  TERM  LAG           AUDIT   ALARM  SVID UNTIL  ADDRESS
+nexus-1  leader              no      1234  0             123456  -      03:04:05Z   10.20.30.40:8555
+nexus-2  follower, draining  no      1234  12345, 12.3s  123456  -      03:04:05Z   10.20.30.41:8555
+nexus-3  learner             yes     1234  0             123456  -      03:04:05Z   10.20.30.42:8555
+nexus-4  candidate           no      1234  0, never      123456  1      03:04:05Z   10.20.30.43:8555
+nexus-5  unreachable         -       -     -             -       -      -           10.20.30.44:8555
+
+KEEPER    SHARE  STATE
+keeper-1  1      good
+keeper-2  2      good
+keeper-3  3      unreachable
+
+sealed: nexus-3: 0 of 2 shares were found
+
+nexus-4, alarm disk-stalls since 2026-01-02 03:04:05Z: look at the disk
+`
+	if out.String() != want {
+		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
+	}
+	_, tables, _ := strings.Cut(out.String(), "\n\n") // prose may break anywhere
+	for line := range strings.Lines(tables) {
+		if len(line) > 101 {
+			t.Errorf("%d columns: %s", len(line)-1, line)
 		}
 	}
 }

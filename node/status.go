@@ -65,6 +65,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	}
 	wait.Go(func() { out.Keepers = n.keeperStatus(ctx) })
 	wait.Wait()
+	behind(out)
 	sort.Slice(out.Peers, func(i, j int) bool { return out.Peers[i].ID < out.Peers[j].ID })
 	voters, alive := 0, 0
 	for _, p := range out.Peers {
@@ -77,6 +78,21 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	}
 	out.Tolerance = max(0, alive-(voters/2+1))
 	return out
+}
+
+// behind holds the others against the leader, which knows more than those who do
+// not hear it.
+func behind(s client.Status) {
+	at := slices.IndexFunc(s.Peers, func(p client.PeerStatus) bool { return p.ID == s.Leader && p.Reachable })
+	if at < 0 {
+		return
+	}
+	commit := s.Peers[at].CommitIndex
+	for i := range s.Peers {
+		if p := &s.Peers[i]; p.Reachable && commit > p.AppliedIndex {
+			p.Lag = max(p.Lag, commit-p.AppliedIndex)
+		}
+	}
 }
 
 func (n *Node) keeperStatus(ctx context.Context) []client.KeeperStatus {
@@ -133,7 +149,7 @@ func (n *Node) ownStatus() client.PeerStatus {
 		alarms = append(alarms, client.Alarm{Kind: string(a.Kind), Detail: a.Detail, Since: a.Since})
 	}
 	return client.PeerStatus{ID: n.cfg.ID, Alarms: alarms, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
-		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
+		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), Lag: status.Lag, LastContact: max(status.LastContact.Seconds(), -1), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
 		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Level: fsm.Level, Damaged: n.store.Damaged()}
 }

@@ -334,6 +334,8 @@ type PeerStatus struct {
 	Term         uint64    `json:"term"`
 	CommitIndex  uint64    `json:"commitIndex"`
 	AppliedIndex uint64    `json:"appliedIndex"`
+	Lag          uint64    `json:"lag"`                // entries that the leader has committed and that are not applied
+	LastContact  float64   `json:"lastContactSeconds"` // since it heard the leader; 0 on the leader, -1: never
 	LastTerm     uint64    `json:"lastTerm"`  // of the newest entry of its log, committed or not
 	LastIndex    uint64    `json:"lastIndex"` // the same
 	DataHash     string    `json:"dataHash"`  // of secrets and policies at appliedIndex
