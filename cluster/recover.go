@@ -263,7 +263,7 @@ func (n *Node) fold(r Recovery, plan *peerpb.Recovery) error {
 		return nil
 	}
 	var failed error
-	sm := &machine{sm: r.StateMachine, fail: func(err error) { failed = errors.Join(failed, err) }}
+	sm := &machine{sm: r.StateMachine, took: &n.counters.apply, fail: func(err error) { failed = errors.Join(failed, err) }}
 	after := uint64(0)
 	if len(list) > 0 {
 		_, rc, err := n.snapshots.Open(list[0].ID)
