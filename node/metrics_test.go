@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"gopkg.in/yaml.v3"
 
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/node"
@@ -110,8 +113,38 @@ func TestMetricsAreDocumented(t *testing.T) {
 		}
 		return found
 	}
+	alerts, err := os.ReadFile("../deploy/prometheus/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var groups struct {
+		Groups []struct {
+			Name  string
+			Rules []struct {
+				Alert, Expr, For    string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(alerts))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&groups); err != nil || len(groups.Groups) != 1 || len(groups.Groups[0].Rules) < 8 {
+		t.Fatalf("alerts.yaml: %+v, %v", groups, err)
+	}
+	for _, r := range groups.Groups[0].Rules {
+		if r.Alert == "" || !name.MatchString(r.Expr) || r.Labels["severity"] == "" || r.Annotations["summary"] == "" {
+			t.Errorf("an alert without name, metric, severity or summary: %+v", r)
+		}
+	}
+	board, err := os.ReadFile("../deploy/grafana/spike-ha.json")
+	if err != nil || !json.Valid(board) {
+		t.Errorf("the dashboard is not JSON (%v)", err)
+	}
+	named("../deploy/prometheus/alerts.yaml", name)
+	named("../deploy/grafana/spike-ha.json", name)
+	documented := named("../docs/operations.md", regexp.MustCompile("`spike_[a-z0-9_]+(\\{[a-z,]+\\})?`"))
 	for n := range exist {
-		if !named("../docs/operations.md", regexp.MustCompile("`spike_[a-z0-9_]+(\\{[a-z,]+\\})?`"))[n] {
+		if !documented[n] {
 			t.Errorf("docs/operations.md does not name %s", n)
 		}
 	}
