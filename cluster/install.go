@@ -54,7 +54,8 @@ type installs struct {
 	counters  *counters
 
 	mu   sync.Mutex // guards the rest
-	raft *install   // in Raft's hands
+	raft *install   // in Raft's hands, or offered to it
+	busy bool       // the main loop has taken it
 	next *install   // being received, or waiting for Raft
 	row  int        // taken since this peer last followed the log
 }
@@ -249,6 +250,9 @@ func (s *installs) hand(mine *install, req *raft.InstallSnapshotRequest) {
 		resp = raft.RPCResponse{Error: ErrStopped}
 		select {
 		case s.out <- raft.RPC{Command: req, Reader: mine.file, RespChan: answer}:
+			s.mu.Lock()
+			s.busy = true
+			s.mu.Unlock()
 			select {
 			case resp = <-answer:
 			case <-s.done:
@@ -261,7 +265,7 @@ func (s *installs) hand(mine *install, req *raft.InstallSnapshotRequest) {
 		}
 	}
 	s.mu.Lock()
-	s.raft = nil
+	s.raft, s.busy = nil, false
 	s.mu.Unlock()
 	mine.settle(resp)
 }
@@ -287,11 +291,12 @@ func (i *install) settle(resp raft.RPCResponse) {
 	close(i.done)
 }
 
-// busy tells whether Raft's main loop may be inside an install.
-func (s *installs) busy() bool {
+// underWay tells whether Raft's main loop is inside an install. One that it has
+// not taken yet is no excuse for taking nothing.
+func (s *installs) underWay() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.raft != nil
+	return s.busy
 }
 
 // follows looks at the entries that the leader sends: once they reach to what it

@@ -112,7 +112,7 @@ func (w *watchdog) disk() error {
 func (w *watchdog) progress(r *raft.Raft) error {
 	n := w.n
 	bound := w.in(n.cfg.Timing.Progress)
-	installing := n.transport.installs.busy()
+	installing := n.transport.installs.underWay()
 
 	if w.alive == nil {
 		w.alive = n.transport.probe()
@@ -129,7 +129,7 @@ func (w *watchdog) progress(r *raft.Raft) error {
 	}
 
 	calls, applied, commit := n.machine.calls.Load(), r.AppliedIndex(), r.CommitIndex()
-	if w.machine.at(!installing && (calls%2 == 1 || applied < commit), calls, applied, commit) >= bound {
+	if w.machine.at(calls%2 == 1 || applied < commit && !installing, calls, applied, commit) >= bound {
 		return fmt.Errorf("%w: the state machine stays at index %d, committed is %d", ErrNoProgress, n.Applied(), commit)
 	}
 

@@ -86,6 +86,15 @@ func TestLeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 	eventually(t, "the alarm to end", func() bool { return len(old.Status().Alarms) == 0 })
 }
 
+// offerSnapshot sends a snapshot to a peer that lags, as a leader does.
+func offerSnapshot(l, to *Node) {
+	r := to.raft.Load()
+	req := &raft.InstallSnapshotRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(l.cfg.ID), Addr: []byte(l.cfg.ID)},
+		SnapshotVersion: raft.SnapshotVersionMax, Term: r.CurrentTerm(), LastLogIndex: r.LastIndex() + 1000, LastLogTerm: r.CurrentTerm(),
+		Configuration: raft.EncodeConfiguration(r.GetConfiguration().Configuration()), ConfigurationIndex: 1}
+	to.transport.installs.take(raft.RPC{Command: req, Reader: strings.NewReader(""), RespChan: make(chan raft.RPCResponse, 1)}, req)
+}
+
 // A state machine that does not come back from an entry.
 func TestStuckStateMachineStopsThePeer(t *testing.T) {
 	t.Parallel()
@@ -101,6 +110,9 @@ func TestStuckStateMachineStopsThePeer(t *testing.T) {
 	sm.mu.Unlock()
 	c.propose(l, "stuck")
 	delete(c.nodes, f.cfg.ID)
+	eventually(t, "the entry", func() bool { return f.machine.calls.Load()%2 == 1 })
+	offerSnapshot(l, f) // which it takes, and cannot restore: that excuses nothing
+	eventually(t, "an install", f.transport.installs.underWay)
 	stopsWithoutProgress(t, f, "the state machine stays")
 	c.propose(c.leader(), "after")
 	// The same data is whole: the next life of the process begins with it. Here
@@ -122,6 +134,7 @@ func TestStuckMainLoopStopsThePeer(t *testing.T) {
 	f.raft.Load().RegisterObserver(o)
 	c.stop(l.cfg.ID)
 	delete(c.nodes, f.cfg.ID)
+	offerSnapshot(l, f) // which it does not take
 	stopsWithoutProgress(t, f, "its main loop")
 	for { // lets it end, for the leak test
 		select {
