@@ -151,6 +151,40 @@ func TestSlowDiskKeepsTheLeader(t *testing.T) {
 	}
 }
 
+// Both followers' disks stall for a second, twice the heartbeat timeout that peers
+// run with, again and again: nobody stands for election, and what was proposed
+// meanwhile is applied.
+func TestStalledFollowersElectNobody(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	var slow atomic.Int64
+	var leader atomic.Pointer[string]
+	c.tune = func(id string, cfg *Config) {
+		cfg.Timing = Timing{} // the defaults
+		cfg.beforeStore = func() error {
+			if l := leader.Load(); l != nil && *l != id {
+				time.Sleep(time.Duration(slow.Load())) // the fault
+			}
+			return nil
+		}
+	}
+	c.startAll()
+	l := c.leader()
+	leader.Store(&l.cfg.ID)
+	term := l.Status().Term
+	for range 3 {
+		slow.Store(int64(time.Second))
+		c.propose(l, "while the disks stall")
+		slow.Store(0)
+		c.propose(l, "afterwards")
+	}
+	for id, n := range c.nodes {
+		if s := n.Status(); s.Term != term || s.Leader != l.cfg.ID {
+			t.Errorf("%s is in term %d and follows %s; it was term %d of %s", id, s.Term, s.Leader, term, l.cfg.ID)
+		}
+	}
+}
+
 // Scenario S1 of hashicorp/raft#695: a leader whose clock stood still meets the
 // next one's first heartbeat while it is about to store an entry. With the
 // library's own heartbeat handler many tries forge entries

@@ -231,6 +231,57 @@ func BenchmarkFailover(b *testing.B) {
 	}
 }
 
+// BenchmarkSteadyLoad keeps 64 clients busy through all peers, reading and writing,
+// for a minute, or as long as SPIKE_BENCH_LOAD says, and reports how often
+// leadership moved: it should not have.
+func BenchmarkSteadyLoad(b *testing.B) {
+	length := time.Minute
+	if text := os.Getenv("SPIKE_BENCH_LOAD"); text != "" {
+		var err error
+		if length, err = time.ParseDuration(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for range b.N {
+		c := up(b)
+		cl := c.client(superuser)
+		c.leader(cl)
+		before, err := status(cl)
+		if err != nil {
+			b.Fatal(err)
+		}
+		each := []*client.Client{c.client(superuser, 0), c.client(superuser, 1), c.client(superuser, 2)}
+		end := time.Now().Add(length)
+		var done atomic.Int64
+		var wg sync.WaitGroup
+		for w := range 64 {
+			wg.Go(func() {
+				for n := 0; time.Now().Before(end); n++ {
+					path := fmt.Sprintf("steady/%d/%d", w, n%100)
+					var err error
+					if n < 100 || n%2 == 0 {
+						_, err = each[(w+n)%3].Put(ctx, path, value, nil)
+					} else {
+						_, _, err = each[(w+n)%3].Get(ctx, path, 0)
+					}
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					done.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		after, err := status(cl)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(after.Term-before.Term), "elections")
+		b.ReportMetric(float64(done.Load())/length.Seconds(), "req/s")
+	}
+}
+
 // BenchmarkReadAfterWriteElsewhere writes through one peer of an idle cluster
 // and reads at once through another, and reports the latency of that read.
 func BenchmarkReadAfterWriteElsewhere(b *testing.B) {
