@@ -132,7 +132,10 @@ func TestStuckMainLoopStopsThePeer(t *testing.T) {
 	blocked := make(chan raft.Observation) // the library waits for the reader of a blocking observer
 	o := raft.NewObserver(blocked, true, nil)
 	f.raft.Load().RegisterObserver(o)
-	c.stop(l.cfg.ID)
+	for _, p := range c.peers { // it observes that it has no leader any more
+		c.net.cut(f.cfg.ID, p.ID)
+	}
+	eventually(t, "no leader", func() bool { _, id := f.raft.Load().LeaderWithID(); return id == "" })
 	delete(c.nodes, f.cfg.ID)
 	offerSnapshot(l, f) // which it does not take
 	stopsWithoutProgress(t, f, "its main loop")
