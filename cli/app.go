@@ -13,6 +13,8 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -133,6 +135,12 @@ func hintFor(err error) string {
 	case secret.CodeSealed:
 		return "see 'spikectl status'; a sealed peer gets its keys from the Keepers by itself, or from 'spikectl operator restore'"
 	case secret.CodeUnavailable:
+		switch remote := (*secret.Error)(nil); {
+		case errors.As(err, &remote) && remote.Reason == client.ReasonNoSuchHost:
+			return "check --address and SPIKE_NEXUS_API_URLS: nobody has that name here"
+		case stranger(err):
+			return "this is another cluster, or another trust domain: check --address, --trust-root and which identity you use (SPIFFE_ENDPOINT_SOCKET)"
+		}
 		return "a majority of the peers must be up; 'spikectl status' asks any one of them"
 	case secret.CodeForgotten:
 		return "start over: list or read what you need with --format json, then watch --after the \"index\" of that answer"
@@ -251,13 +259,27 @@ func connectForever(c *cli.Context) (cl *client.Client, ctx context.Context, don
 				return nil
 			}
 		}
-		return errors.New("it is not a Nexus peer of a trusted domain")
+		return errNotNexus
 	})})
 	if err != nil {
 		source.Close()
 		return nil, nil, nil, local(err)
 	}
 	return cl, c.Context, func() { cl.Close(); source.Close() }, nil
+}
+
+// errNotNexus is of a peer whose certificate is somebody else's.
+var errNotNexus = errors.New("it is not a Nexus peer of a trusted domain")
+
+// stranger tells that this side and the peer do not trust each other's certificate.
+func stranger(err error) bool {
+	var alert tls.AlertError
+	var remote *net.OpError
+	if e := (*secret.Error)(nil); errors.As(err, &e) && e.Cause != nil && strings.Contains(e.Cause.Error(), "x509svid: ") { // go-spiffe has no type for it
+		return true
+	}
+	return errors.Is(err, errNotNexus) || errors.As(err, &alert) || errors.As(err, &remote) && remote.Op == "remote error" ||
+		errors.As(err, new(x509.UnknownAuthorityError))
 }
 
 // quiet is how long a command waits without a word: longer than an election

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/spike-ha/spike-ha/cli"
+	"github.com/spike-ha/spike-ha/identity/devca"
 	"github.com/spike-ha/spike-ha/node/nodetest"
 )
 
@@ -151,8 +153,22 @@ func use(env *testscript.Env, c *nodetest.Cluster) {
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	c := nodetest.Booted(t, nodetest.Options{})
+	// The same role of the same domain, by an authority that the cluster has never heard of.
+	other, err := devca.Serve(t.Context(), devca.Options{Dir: filepath.Join(c.Dir, "elsewhere"), TrustDomain: nodetest.Domain, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(other.Close)
+	elsewhere, err := other.Add(nodetest.Role("superuser"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{Dir: "testdata/cluster", Cmds: commands, RequireUniqueNames: true,
-		Setup: func(env *testscript.Env) error { use(env, c); return nil }})
+		Setup: func(env *testscript.Env) error {
+			use(env, c)
+			env.Setenv("elsewhere", elsewhere)
+			return nil
+		}})
 }
 
 // TestNewCluster runs scripts that need a cluster of their own, without a root key.

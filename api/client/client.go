@@ -12,6 +12,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -26,6 +27,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -117,11 +119,14 @@ func New(cfg Config) (*Client, error) {
 
 // ParseAddress reads a peer's address and returns it as https://host:port.
 func ParseAddress(s string) (string, error) {
-	if host, port, err := net.SplitHostPort(s); err == nil && host != "" && port != "" {
-		return "https://" + s, nil
+	if _, _, err := net.SplitHostPort(s); err == nil && !strings.Contains(s, "/") {
+		s = "https://" + s
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" || u.User != nil ||
+	if err == nil {
+		_, err = strconv.ParseUint(u.Port(), 10, 16)
+	}
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
 		(u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
 		return "", secret.Invalid("address", "a peer's address is written https://host:port")
 	}
@@ -409,7 +414,7 @@ func (c *Client) call(ctx context.Context, method, route string, body []byte, an
 func (c *Client) calls(ctx context.Context, method, route string, body []byte, answer any, writeID string, changes bool) (maybe bool, _ error) {
 	ctx, cancel := c.patient(ctx)
 	defer cancel()
-	var told error // what a peer said last, better than that our own time was up
+	var told, met error // what a peer said last, how an attempt ended last: better than that our own time was up
 	for try := 0; ; try++ {
 		at := (int(c.prefer.Load()) + try) % len(c.peers)
 		status, got, err := c.attempt(ctx, c.peers[at], method, route, body, writeID)
@@ -425,8 +430,11 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 		if err == nil {
 			err = failure(status, got)
 			told = err
-		} else if changes && !errors.Is(err, errNotSent) {
-			maybe = true
+		} else {
+			maybe = maybe || changes && !errors.Is(err, errNotSent)
+			if ctx.Err() == nil {
+				met = err
+			}
 		}
 		switch secret.CodeOf(err) {
 		case secret.CodeForeignToken: // the cluster was restored: what we held is of another time
@@ -438,8 +446,8 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 			return maybe, err
 		}
 		if e := pause(ctx, try, len(c.peers)); e != nil {
-			if ctx.Err() != nil && told != nil {
-				err = told
+			if ctx.Err() != nil {
+				err = cmp.Or(told, met, err)
 			}
 			if maybe {
 				return true, &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
@@ -527,6 +535,10 @@ func describe(peer string, err error) error {
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
 		err = fmt.Errorf("%w: %w", errNotSent, err)
+	}
+	var name *net.DNSError
+	if errors.As(err, &name) { // it may come: names of peers do, where they are started by an orchestrator
+		return &secret.Error{Code: secret.CodeUnavailable, Message: "the name of the peer " + peer + " does not resolve", Reason: ReasonNoSuchHost, Cause: err}
 	}
 	return &secret.Error{Code: secret.CodeUnavailable, Message: "the peer " + peer + " does not answer", Cause: err}
 }

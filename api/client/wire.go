@@ -275,6 +275,9 @@ const (
 	ReasonChangeUnderWay = "change_under_way" // somebody else changes the members
 )
 
+// ReasonNoSuchHost says that no peer was asked, because its name does not resolve.
+const ReasonNoSuchHost = "no_such_host"
+
 // MemberRequest names a member, or in a transfer the next leader ("": any voter).
 type MemberRequest struct {
 	ID string `json:"id"`
@@ -336,10 +339,10 @@ type PeerStatus struct {
 	AppliedIndex uint64    `json:"appliedIndex"`
 	Lag          uint64    `json:"lag"`                // entries that the leader has committed and that are not applied
 	LastContact  float64   `json:"lastContactSeconds"` // since it heard the leader; 0 on the leader, -1: never
-	LastTerm     uint64    `json:"lastTerm"`  // of the newest entry of its log, committed or not
-	LastIndex    uint64    `json:"lastIndex"` // the same
-	DataHash     string    `json:"dataHash"`  // of secrets and policies at appliedIndex
-	StateHash    string    `json:"stateHash"` // of everything at appliedIndex
+	LastTerm     uint64    `json:"lastTerm"`           // of the newest entry of its log, committed or not
+	LastIndex    uint64    `json:"lastIndex"`          // the same
+	DataHash     string    `json:"dataHash"`           // of secrets and policies at appliedIndex
+	StateHash    string    `json:"stateHash"`          // of everything at appliedIndex
 	AuditCount   uint64    `json:"auditRecords"`
 	AuditAnchor  string    `json:"auditAnchor"` // count:head, as the cluster holds it
 	AuditFault   string    `json:"auditFault,omitempty"`
