@@ -266,6 +266,15 @@ func TestInstallsThatAreNotForRaft(t *testing.T) {
 			t.Errorf("%s: %d bytes of the stream are left, to be read as requests", tc.name, stream.Len())
 		}
 	}
+	l.tr.installs.limit = 1 << 60 // more than any disk has free
+	select {
+	case r := <-l.send(bytes.NewReader(nil), 100, 1<<59):
+		if r.Error == nil || !strings.Contains(r.Error.Error(), "no room") {
+			t.Errorf("more than the disk has room for: %+v", r)
+		}
+	case <-l.got:
+		t.Error("more than the disk has room for reached Raft")
+	}
 	// Of another term the main loop must hear, or the sender.
 	for _, other := range []fixedRaft{{raft.Follower, "l", 6}, {raft.Follower, "l", 8}, {raft.Candidate, "", 8}} {
 		l := newLoop(t, &other)
