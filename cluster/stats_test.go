@@ -66,6 +66,9 @@ func TestLag(t *testing.T) {
 	c.propose(f, "a")
 	eventually(t, "no lag", func() bool { return f.Status().Lag == 0 })
 	s := f.Status()
+	if heard := f.transport.commit.Load(); heard == 0 || heard < s.CommitIndex {
+		t.Errorf("committed is %d, and it was told of %d", s.CommitIndex, heard)
+	}
 	raise(&f.transport.commit, s.CommitIndex+7)
 	if got := f.Status().Lag; got != 7 {
 		t.Errorf("7 entries away: %d", got)
