@@ -87,14 +87,16 @@ func TestLinearizable(t *testing.T) {
 }
 
 const (
-	voters = 3
-	peers  = voters + 1 // the last one is a learner
+	voters  = 3
+	peers   = voters + 1 // the last one is a learner
+	perPeer = 8          // clients
 )
 
 // history is what the clients saw.
 type history struct {
 	begin time.Time
-	good  [peers]atomic.Int64 // operations that each peer answered
+	asked [peers]atomic.Int64 // operations that were begun through each peer
+	good  [peers]atomic.Int64 // and those that it answered
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
@@ -109,7 +111,6 @@ func linearizable(t *testing.T, length time.Duration, least int64) {
 	end := h.begin.Add(length)
 	var wg sync.WaitGroup
 	var unique atomic.Int64
-	const perPeer = 4
 	for id := range peers * perPeer {
 		peer := id % peers
 		cl := c.client(harness.Superuser, peer)
@@ -138,7 +139,7 @@ func linearizable(t *testing.T, length time.Duration, least int64) {
 func (h *history) operation(cl *client.Client, id, peer int, random *rand.Rand, unique *atomic.Int64) {
 	// Other registers each second: a write of unknown outcome makes the check of
 	// its register cost more with each operation after it.
-	path := fmt.Sprintf("register/%d/%d", time.Since(h.begin)/time.Second, random.IntN(3))
+	path := fmt.Sprintf("register/%d/%d", time.Since(h.begin)/time.Second, random.IntN(6))
 	in := registerInput{path: path, write: random.IntN(2) == 0, expect: -1}
 	if in.write {
 		in.value = strconv.FormatInt(unique.Add(1), 10)
@@ -146,6 +147,7 @@ func (h *history) operation(cl *client.Client, id, peer int, random *rand.Rand, 
 			in.expect = random.IntN(60)
 		}
 	}
+	h.asked[peer].Add(1)
 	op := porcupine.Operation{ClientId: id, Input: in, Call: int64(time.Since(h.begin))}
 	out, known := ask(cl, in)
 	op.Return, op.Output = int64(time.Since(h.begin)), out
@@ -218,9 +220,20 @@ func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *hi
 			answered(10, rest...)
 			c.must(c.Peer(victim).Start())
 		case 2:
+			// Its clients give up and ask anew, so that it wakes up with requests of a
+			// time in which another led.
 			fault = "freeze"
+			victim = leader
 			c.must(c.Peer(victim).Freeze())
-			answered(10, rest...)
+			answered(10, others...)
+			asked := h.asked[victim].Load()
+			c.eventually("the clients of the frozen peer ask again", func() error {
+				if n := h.asked[victim].Load() - asked; n < perPeer && time.Now().Before(end) {
+					return fmt.Errorf("%d of them", n)
+				}
+				return nil
+			})
+			answered(10, others...)
 			c.must(c.Peer(victim).Thaw())
 		case 3:
 			fault = "transfer"
@@ -239,7 +252,7 @@ func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *hi
 // ask makes one operation. known is false when it certainly had no effect and
 // says nothing of the state.
 func ask(cl *client.Client, in registerInput) (out registerOutput, known bool) {
-	limit, cancel := context.WithTimeout(ctx, 2*time.Second)
+	limit, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if !in.write {
 		values, answer, err := cl.Get(limit, in.path, 0)
