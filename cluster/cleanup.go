@@ -28,7 +28,7 @@ func (n *Node) cleanup() {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	gap := 4*every + 4*(n.dialTimeout()+n.roundTimeout())
-	seen := sightings{gap: gap}
+	seen := sightings{gap: gap, least: n.cfg.MinVoters}
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -37,14 +37,14 @@ func (n *Node) cleanup() {
 		}
 		r := n.raft.Load()
 		if r == nil || !n.leads() {
-			seen = sightings{gap: gap}
+			seen = sightings{gap: gap, least: n.cfg.MinVoters}
 			continue
 		}
 		conf := r.GetConfiguration().Configuration()
 		term := r.CurrentTerm()
 		alive := n.answering(conf, term)
 		id, silent := seen.look(conf, n.cfg.ID, term, alive, time.Now())
-		if id == "" || silent < n.cfg.DeadAfter || !mayClean(conf, id, n.cfg.MinVoters) {
+		if id == "" || silent < n.cfg.DeadAfter {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Timing.Patience)
@@ -60,12 +60,14 @@ func (n *Node) cleanup() {
 // sightings is what a leader has seen of the others since it leads.
 type sightings struct {
 	gap    time.Duration // a longer pause between two looks is this peer's own: it begins anew
+	least  int           // voters that must stay
 	term   uint64
 	looked time.Time
 	last   map[raft.ServerID]time.Time
 }
 
-// look notes who is alive at now and returns who has been silent longest.
+// look notes who is alive at now and returns who has been silent longest of those
+// that may go: one that must stay keeps no other.
 func (s *sightings) look(conf raft.Configuration, self string, term uint64, alive map[raft.ServerID]bool, now time.Time) (id string, silent time.Duration) {
 	anew := s.term != term || now.Sub(s.looked) > s.gap
 	last := make(map[raft.ServerID]time.Time)
@@ -78,7 +80,7 @@ func (s *sightings) look(conf raft.Configuration, self string, term uint64, aliv
 			at = now
 		}
 		last[m.ID] = at
-		if d := now.Sub(at); d > silent {
+		if d := now.Sub(at); d > silent && mayClean(conf, string(m.ID), s.least) {
 			id, silent = string(m.ID), d
 		}
 	}

@@ -57,6 +57,12 @@ func TestSightings(t *testing.T) {
 			t.Errorf("step %d: %q silent for %s, want %q for %d min", i, id, silent, step.id, step.silent)
 		}
 	}
+	s = sightings{gap: time.Hour, least: 3} // so that n3 must stay, and n4 goes, although it was heard later
+	s.look(conf, "n1", 1, alive("n2", "n4"), at(0))
+	s.look(conf, "n1", 1, alive("n2", "n4"), at(10))
+	if id, silent := s.look(conf, "n1", 1, alive("n2"), at(20)); id != "n4" || silent != 10*time.Minute {
+		t.Errorf("%q silent for %s", id, silent)
+	}
 	for _, x := range []struct {
 		conf raft.Configuration
 		id   string
