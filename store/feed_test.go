@@ -340,6 +340,39 @@ func TestWatchEndsWithARevocation(t *testing.T) {
 	}
 }
 
+// What happens between a watch's look and its wait has it look again; what is not
+// its concern does not.
+func TestWatchMissesNothingBeforeItWaits(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		happens func(w *world)
+		waits   bool
+	}{
+		"nothing":   {func(*world) {}, true},
+		"elsewhere": {func(w *world) { w.put("elsewhere", "x") }, true},
+		"an event":  {func(w *world) { w.put("a/b", "x"); w.put("elsewhere", "x") }, false},
+		"a policy":  {func(w *world) { w.allow("p", "elsewhere", secret.Read) }, false},
+		"a seal":    {func(w *world) { w.Close() }, false},
+		"a snapshot": {func(w *world) {
+			source := newWorld(t)
+			for range 5 {
+				source.put("a/b", "x")
+			}
+			var b bytes.Buffer
+			if err := errors.Join(source.machine.View().WriteSnapshot(&b), w.machine.Restore(&b)); err != nil {
+				t.Error(err)
+			}
+		}, false},
+	} {
+		w := newWorld(t)
+		w.put("a/b", "x")
+		waits, index := store.WaitAfter(w.Store, "a/b", func() { tc.happens(w) })
+		if waits != tc.waits || waits && index != w.Index() {
+			t.Errorf("%s: it waits: %t, from index %d of %d on", name, waits, index, w.Index())
+		}
+	}
+}
+
 // Sealing ends a watch; what was kept before is forgotten after it, and a
 // snapshot that comes in is a new beginning too.
 func TestWatchEndsWithTheKeys(t *testing.T) {
@@ -520,4 +553,15 @@ func TestWatchProperty(t *testing.T) {
 			r.Fatalf("from the middle %q of %q", rest, want)
 		}
 	})
+}
+
+// What is kept is bounded in number and in bytes, and nothing after the floor is missing.
+func TestFeedIsBounded(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct{ n, path int }{{10, 1000}, {store.FeedEvents + 10, 10}, {store.FeedBytes/1000 + 100, 1000}} {
+		kept, bytes, whole := store.FeedOf(x.n, x.path)
+		if kept > store.FeedEvents || bytes > store.FeedBytes || bytes < kept*x.path || !whole || kept < min(x.n, 1000) {
+			t.Errorf("of %d events with %d bytes: %d, %d bytes, whole: %t", x.n, x.path, kept, bytes, whole)
+		}
+	}
 }
