@@ -1,7 +1,9 @@
 package api_test
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -71,7 +73,21 @@ func TestAdmission(t *testing.T) {
 			_, waiting := l.Load()
 			if running[who] > 0 && rapid.Bool().Draw(t, "leaves") {
 				running[who]--
-				l.Leave(who)
+				if rapid.Bool().Draw(t, "at once") { // it was granted to a request that is gone
+					gone, cancel := context.WithCancel(context.Background())
+					cancel()
+					if l.Keep(gone, who) || !l.Keep(context.Background(), who) {
+						t.Fatal("the place of a request that is gone was kept, or that of another was not")
+					}
+				} else {
+					l.Leave(who)
+				}
+			} else if n := len(lines[who]); n > 0 && rapid.Bool().Draw(t, "gives up") {
+				i := rapid.IntRange(0, n-1).Draw(t, "which")
+				if !l.GiveUp(who, lines[who][i]) || l.GiveUp(who, lines[who][i]) {
+					t.Fatal("it cannot be given up, or twice")
+				}
+				lines[who] = slices.Delete(slices.Clone(lines[who]), i, i+1)
 			} else if granted, ok := l.Request(who); granted != nil {
 				lines[who] = append(lines[who], granted)
 			} else if ok {
@@ -85,6 +101,19 @@ func TestAdmission(t *testing.T) {
 				if total += n; n > each {
 					t.Fatalf("%s runs %d", who, n)
 				}
+			}
+			known, turns := 0, 0
+			for i := range 4 {
+				who := fmt.Sprint("caller ", i+1)
+				if running[who] > 0 || len(lines[who]) > 0 {
+					known++
+				}
+				if len(lines[who]) > 0 {
+					turns++
+				}
+			}
+			if k, n := l.Lines(); k != known || n != turns {
+				t.Fatalf("it knows %d identities, %d of which wait; there are %d and %d", k, n, known, turns)
 			}
 			for who, line := range lines {
 				waits += len(line)

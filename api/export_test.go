@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // For the tests, which are outside the package.
 var (
@@ -33,6 +36,31 @@ func (l Line) Request(who string) (<-chan struct{}, bool) {
 }
 func (l Line) Leave(who string)             { l.a.leave(who) }
 func (l Line) Load() (running, waiting int) { return l.a.load() }
+
+// GiveUp withdraws who's request that waits for granted.
+func (l Line) GiveUp(who string, granted <-chan struct{}) bool {
+	l.a.mu.Lock()
+	var found *ticket
+	if line := l.a.callers[who]; line != nil {
+		for _, t := range line.tickets {
+			if t.granted == granted {
+				found = t
+			}
+		}
+	}
+	l.a.mu.Unlock()
+	return l.a.withdraw(who, found)
+}
+
+// Keep is what a request does that was granted its place when it gave up.
+func (l Line) Keep(ctx context.Context, who string) bool { return l.a.keep(ctx, who) }
+
+// Lines is how many identities it knows, and how many of them wait for their turn.
+func (l Line) Lines() (callers, turns int) {
+	l.a.mu.Lock()
+	defer l.a.mu.Unlock()
+	return len(l.a.callers), len(l.a.turns)
+}
 
 // SetWatchLimits replaces the bounds on watches, before Serve.
 func (s *Server) SetWatchLimits(all, each int) { s.watches = newWatches(limits{all: all, each: each}) }
