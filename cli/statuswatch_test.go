@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -19,7 +20,7 @@ func TestWatchStatus(t *testing.T) {
 	t.Parallel()
 	c := nodetest.Booted(t, nodetest.Options{Peers: 1, Keepers: 3})
 	common := []string{"--address", c.Address(0), "--socket", c.Socket(nodetest.Role("superuser")), "--trust-root", nodetest.Domain, "--timeout", "1s"}
-	run := func(args ...string) (lines *bufio.Reader, said *bufio.Reader, end func()) {
+	run := func(args ...string) (lines, said *bufio.Reader, drain, end func()) {
 		ctx, interrupt := context.WithCancel(context.Background())
 		r, w := io.Pipe()
 		re, we := io.Pipe()
@@ -30,8 +31,9 @@ func TestWatchStatus(t *testing.T) {
 			we.Close()
 		}()
 		lines, said = bufio.NewReader(r), bufio.NewReader(re)
-		return lines, said, func() {
-			go io.Copy(io.Discard, lines)
+		drain = sync.OnceFunc(func() { go io.Copy(io.Discard, lines) })
+		return lines, said, drain, func() {
+			drain()
 			go io.Copy(io.Discard, said)
 			interrupt()
 			if status := <-done; status != ExitOK {
@@ -40,7 +42,7 @@ func TestWatchStatus(t *testing.T) {
 		}
 	}
 
-	lines, _, end := run("status", "--watch", "--interval", "10ms")
+	lines, _, _, end := run("status", "--watch", "--interval", "10ms")
 	for looks := 0; looks < 2; { // one below the other, each with its time
 		line, err := lines.ReadString('\n')
 		if err != nil || strings.Contains(line, "\x1b") {
@@ -52,7 +54,7 @@ func TestWatchStatus(t *testing.T) {
 	}
 	end()
 
-	lines, said, end := run("--format", "json", "status", "--watch", "--interval", "10ms")
+	lines, said, drain, end := run("--format", "json", "status", "--watch", "--interval", "10ms")
 	for range 2 {
 		line, err := lines.ReadBytes('\n')
 		var s client.Status
@@ -60,7 +62,7 @@ func TestWatchStatus(t *testing.T) {
 			t.Fatalf("%q, %v", line, err)
 		}
 	}
-	go io.Copy(io.Discard, lines)
+	drain()
 	c.Stop(0)
 	for {
 		line, err := said.ReadString('\n')
