@@ -300,3 +300,25 @@ func TestLastTermIsOfTheLastEntry(t *testing.T) {
 		t.Errorf("it says entry %d of term %d, and holds entry %d of term %d", s.LastIndex, s.LastTerm, want.LastIndex, want.LastTerm)
 	}
 }
+
+// Only a higher incarnation of its own cluster ends a peer.
+func TestWhatDoesNotSupersede(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1")
+	c.startAll()
+	n := c.leader()
+	own, incarnation, _ := n.Identity()
+	foreign := own
+	foreign[0]++
+	n.heed(foreign[:], incarnation+1)
+	n.heed(nil, incarnation+1)
+	n.heed(own[:], incarnation)
+	n.heed(own[:], incarnation-1)
+	if m, err := readMarker(n.cfg.Dir); err != nil || m.GetPhase() != peerpb.Phase_PHASE_STARTED || n.Err() != nil {
+		t.Fatalf("%v, %v, %v", m, err, n.Err())
+	}
+	n.heed(own[:], incarnation+1)
+	if m, err := readMarker(n.cfg.Dir); err != nil || m.GetPhase() != peerpb.Phase_PHASE_SUPERSEDED || !errors.Is(n.Err(), ErrSuperseded) {
+		t.Fatalf("%v, %v, %v", m, err, n.Err())
+	}
+}
