@@ -10,8 +10,11 @@ import (
 
 // LevelOf is the lowest level that has all that a command uses.
 func LevelOf(c *fsmpb.Command) uint32 {
-	if op, ok := c.Op.(*fsmpb.Command_RaiseLevel); ok {
+	switch op := c.Op.(type) {
+	case *fsmpb.Command_RaiseLevel:
 		return op.RaiseLevel.GetLevel()
+	case *fsmpb.Command_ReplaceKeyring, *fsmpb.Command_Reseal:
+		return 2
 	}
 	return FirstLevel
 }
@@ -143,7 +146,7 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 	case *fsmpb.Command_RaiseLevel:
 		return a.raiseLevel(op.RaiseLevel)
 	}
-	// The rest changes secrets and policies: not while sealed by an operator.
+	// The rest changes secrets, policies and keys: not while sealed by an operator.
 	if a.seal.Sealed {
 		return refuse(fsmpb.Code_SEALED, "")
 	}
@@ -167,6 +170,10 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 		return a.putPolicy(op.PutPolicy, now)
 	case *fsmpb.Command_DeletePolicy:
 		return a.deletePolicy(op.DeletePolicy)
+	case *fsmpb.Command_ReplaceKeyring:
+		return a.replaceKeyring(op.ReplaceKeyring)
+	case *fsmpb.Command_Reseal:
+		return a.resealRecords(op.Reseal)
 	}
 	return refuse(fsmpb.Code_INVALID, "no operation") // decode lets none through
 }

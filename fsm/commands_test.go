@@ -3,6 +3,7 @@ package fsm_test
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -276,6 +277,11 @@ func TestOutOfOrder(t *testing.T) {
 	}
 }
 
+func edited(c *fsmpb.Command, f func(*fsmpb.Command)) *fsmpb.Command {
+	f(c)
+	return c
+}
+
 func TestMalformed(t *testing.T) {
 	t.Parallel()
 	m, a, _, _ := ready(t)
@@ -352,6 +358,21 @@ func TestMalformed(t *testing.T) {
 		"epochs":             commits(func(c *fsmpb.CommitShareSet) { c.Epochs = make([]*fsmpb.Epoch, fsm.MaxEpochs+1) }),
 		"epoch twice":        commits(func(c *fsmpb.CommitShareSet) { c.Epochs = append(c.Epochs, c.Epochs[0]) }),
 		"epoch":              commits(func(c *fsmpb.CommitShareSet) { c.Epochs[0].Purpose = "" }),
+		"keyring's set":      encode(t, edited(replace(1, "k", "l", 2), func(c *fsmpb.Command) { c.GetReplaceKeyring().Committed = nil })),
+		"replaced keyring":   encode(t, edited(replace(1, "k", "l", 2), func(c *fsmpb.Command) { c.GetReplaceKeyring().Replaces = nil })),
+		"new keyring":        encode(t, replace(1, "k", "", 2)),
+		"new epochs":         encode(t, edited(replace(1, "k", "l", 2), func(c *fsmpb.Command) { c.GetReplaceKeyring().Epochs[0].Id = nil })),
+		"keyring at level 1": encode(t, level(1, replace(1, "k", "l", 2))),
+		"reseal at level 1":  encode(t, level(1, reseal(resealed("a", a, 1, "x")))),
+		"reseal nothing":     encode(t, reseal()),
+		"reseal too much":    encode(t, reseal(slices.Repeat([]*fsmpb.ResealedVersion{resealed("a", a, 1, "x")}, fsm.MaxResealed+1)...)),
+		"reseal nameless":    encode(t, reseal(&fsmpb.ResealedVersion{Revision: a, Version: 1, Value: []byte("x")})),
+		"reseal no value":    encode(t, reseal(resealed("a", a, 1, ""))),
+		"reseal any":         encode(t, reseal(resealed("a", 0, 1, "x"))),
+		"reseal what":        encode(t, reseal(resealed("a", a, 0, "x"))),
+		"reseal no body":     encode(t, resealPolicy("p", 1, "")),
+		"reseal any policy":  encode(t, resealPolicy("p", 0, "x")),
+		"reseal long policy": encode(t, resealPolicy("p", 1, strings.Repeat("x", fsm.MaxPolicyBody+1))),
 		"peer":               encode(t, anchor("", 5)),
 		"count":              encode(t, anchor("n", 0)),
 		"settings":           encode(t, putSettings(m.View().SettingsRevision(), &fsmpb.Settings{MaxVersions: 1001})),

@@ -25,6 +25,7 @@ const (
 	MaxSecretValue  = 16 << 20        // bytes, however the settings are
 	MaxOperations   = 64              // of one transaction
 	MaxTransaction  = 1<<20 + 512<<10 // bytes of a transaction's command: 1 MiB of values, their names and overhead
+	MaxResealed     = 1024            // values and policies in one Reseal
 	MaxWindow       = 1 << 22         // entries, however the settings are
 	maxWindowBytes  = 1 << 30
 	minWindowBytes  = 64 << 10 // so that one entry always fits
@@ -63,15 +64,23 @@ func scan(b []byte) shape {
 		case num <= 2:
 			want = protowire.VarintType
 		case num <= 4:
-		case num >= 16 && num <= 30:
+		case num >= 16 && num <= 32:
 			ops++
-			newer = newer || num == 30
+			newer = newer || num >= 30
 			limit = maxSmallCommand
 			switch num {
 			case 17:
 				limit += MaxSecretValue
-			case 25:
+			case 25, 31:
 				limit += MaxKeyring
+			case 32:
+				limit += MaxSecretValue
+				if typ == protowire.BytesType {
+					resealed, _ := protowire.ConsumeBytes(b[len(b)-len(rest)-n:])
+					if bad := scanReseal(resealed); bad != "" && s.bad == "" {
+						s.bad = bad
+					}
+				}
 			case 29:
 				limit = MaxTransaction
 				if typ == protowire.BytesType {
@@ -128,6 +137,25 @@ func scanTransaction(b []byte) string {
 	}
 	if operations == 0 {
 		return "no operations"
+	}
+	return ""
+}
+
+// scanReseal counts what is resealed before anything is allocated for it.
+func scanReseal(b []byte) string {
+	count := 0
+	for rest := b; len(rest) > 0; count++ {
+		num, typ, n := protowire.ConsumeField(rest)
+		if n < 0 || num < 1 || num > 2 || typ != protowire.BytesType {
+			return "not a reseal"
+		}
+		if count == MaxResealed {
+			return "too much resealed at once"
+		}
+		rest = rest[n:]
+	}
+	if count == 0 {
+		return "nothing to reseal"
 	}
 	return ""
 }
@@ -227,6 +255,10 @@ func checkOp(c *fsmpb.Command) string {
 		return checkShareSet(op.BeginShareSet.Set)
 	case *fsmpb.Command_CommitShareSet:
 		return checkCommit(op.CommitShareSet)
+	case *fsmpb.Command_ReplaceKeyring:
+		return checkReplace(op.ReplaceKeyring)
+	case *fsmpb.Command_Reseal:
+		return checkReseal(op.Reseal)
 	case *fsmpb.Command_SetSeal:
 		if unknown(op.SetSeal) {
 			return "unknown field"
@@ -377,6 +409,51 @@ func checkCommit(c *fsmpb.CommitShareSet) string {
 		return "keyring empty or too long"
 	}
 	return checkEpochs(c.Epochs)
+}
+
+func checkReplace(r *fsmpb.ReplaceKeyring) string {
+	switch {
+	case unknown(r):
+		return "unknown field"
+	case !isID(r.Committed):
+		return "share set id not 16 bytes"
+	case len(r.Replaces) != 32:
+		return "hash of the keyring is not 32 bytes"
+	case len(r.Keyring) == 0 || len(r.Keyring) > MaxKeyring:
+		return "keyring empty or too long"
+	}
+	return checkEpochs(r.Epochs)
+}
+
+func checkReseal(r *fsmpb.Reseal) string {
+	if unknown(r) {
+		return "unknown field"
+	}
+	for _, v := range r.Versions {
+		switch {
+		case unknown(v):
+			return "unknown field"
+		case len(v.Token) != len(Token{}):
+			return "token is not 32 bytes"
+		case v.Revision == 0 || v.Version == 0:
+			return "no revision or version"
+		case len(v.Value) == 0 || len(v.Value) > MaxSecretValue:
+			return "value empty or too long"
+		}
+	}
+	for _, p := range r.Policies {
+		switch {
+		case unknown(p):
+			return "unknown field"
+		case len(p.Token) != len(Token{}):
+			return "token is not 32 bytes"
+		case p.Revision == 0:
+			return "no revision"
+		case len(p.Body) == 0 || len(p.Body) > MaxPolicyBody:
+			return "policy body empty or too long"
+		}
+	}
+	return ""
 }
 
 func checkEpochs(epochs []*fsmpb.Epoch) string {

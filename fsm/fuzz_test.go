@@ -22,7 +22,15 @@ func FuzzApply(f *testing.F) {
 		setSeal(true, 0), anchor("nexus-1", 11), putSettings(1, &fsmpb.Settings{WindowEntries: 1})} {
 		f.Add(encode(f, c))
 	}
-	base := snapshot(f, m.View())
+	raised := fsm.New(fsm.Options{})
+	if err := raised.Restore(bytes.NewReader(snapshot(f, m.View()))); err != nil {
+		f.Fatal(err)
+	}
+	want(f, do(f, raised, raise(2)), fsmpb.Code_OK)
+	for _, c := range []*fsmpb.Command{replace(1, "sealed keyring", "x", 2), reseal(resealed("a", a, 1, "x"), resealed("a", a, 2, "y")), resealPolicy("p", p, "x")} {
+		f.Add(encode(f, c))
+	}
+	base := snapshot(f, raised.View())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, twin := fsm.New(fsm.Options{}), fsm.New(fsm.Options{})
 		for _, x := range []*fsm.Machine{m, twin} {

@@ -98,6 +98,23 @@ func story(t *testing.T) [][]step {
 		one("raise it again", raise(2)),
 		one("level 2", level(2, putPolicy("r", 0, "r"))),
 		one("level 1 still", putPolicy("s", 0, "s")),
+		one("another keyring while a share set is pending", replace(2, "sealed keyring", "keyring 2", 4)),
+		one("commit the rekey", commit(3)),
+		one("another keyring under a root key of before", replace(2, "sealed keyring", "keyring 2", 4)),
+		one("in the place of another", replace(3, "keyring 0", "keyring 2", 4)),
+		one("another keyring", replace(3, "sealed keyring", "keyring 2", 4)),
+		one("a secret of two versions", put("v", 0, 1, "one")),
+		one("the second", put("v", 24, 2, "two")),
+		one("reseal: one that moved, two that have not, a number that is none", at(17000, reseal(
+			resealed("v", 24, 1, "1"), resealed("v", 25, 1, "ONE"), resealed("v", 25, 2, "TWO"), resealed("v", 25, 3, "3")))),
+		one("reseal under an epoch of before", func() *fsmpb.Command {
+			c := reseal(resealed("v", 25, 1, "uno"))
+			c.Basis = &fsmpb.Basis{DataEpoch: []byte{3, 1}}
+			return c
+		}()),
+		one("destroy one", destroy("v", 25, 1)),
+		one("reseal what is destroyed", reseal(resealed("v", 26, 1, "uno"))),
+		one("reseal a policy", resealPolicy("s", 23, "S")),
 	}
 }
 

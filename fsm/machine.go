@@ -15,7 +15,7 @@ import (
 // cluster begins at FirstLevel; RaiseLevel commands raise it once all its members
 // know a newer one, and until then nothing newer may be used: see LevelOf.
 //
-// Level 2 has RaiseLevel.
+// Level 2 has RaiseLevel, ReplaceKeyring and Reseal.
 const (
 	Level      = 2
 	FirstLevel = 1

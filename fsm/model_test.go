@@ -107,6 +107,19 @@ func (m *model) change(op, name string, numbers []uint64) (code fsmpb.Code, chan
 	return fsmpb.Code_OK, changed
 }
 
+func (m *model) reseal(name string, stands bool, list []*fsmpb.ResealedVersion) uint64 {
+	replaced := map[uint64]bool{}
+	if s := m.secrets[name]; s != nil && stands {
+		for _, r := range list {
+			if v := s.versions[r.Version]; v != nil && !v.destroyed {
+				v.value = string(r.Value)
+				replaced[r.Version] = true
+			}
+		}
+	}
+	return uint64(len(replaced))
+}
+
 func (m *model) clone() *model {
 	n := &model{max: m.max, secrets: map[string]*modelSecret{}}
 	for name, s := range m.secrets {
@@ -219,6 +232,9 @@ func TestModel(t *testing.T) {
 		settings := &fsmpb.Settings{MaxVersions: uint32(rapid.IntRange(1, 4).Draw(t, "max")),
 			WindowEntries: uint64(rapid.IntRange(4, 12).Draw(t, "window"))} // more than an entry has commands
 		m, twin := founded(t, settings), founded(t, settings)
+		for _, x := range []*fsm.Machine{m, twin} {
+			want(t, do(t, x, raise(2)), fsmpb.Code_OK)
+		}
 		mod := &model{max: int(settings.MaxVersions), secrets: map[string]*modelSecret{}}
 		told := map[fsm.Token]*fsmpb.Secret{}
 		_, stop := m.Observe(changed(func(d fsm.Delta) {
@@ -247,7 +263,7 @@ func TestModel(t *testing.T) {
 			used := map[string]bool{} // revisions within one entry cannot be known
 			for range rapid.IntRange(0, 4).Draw(t, "commands") {
 				name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name")
-				kind := rapid.SampledFrom([]string{"put", "put", "put", "delete", "undelete", "destroy", "purge", "policy", "anchor", "retry", "transaction", "transaction"}).Draw(t, "kind")
+				kind := rapid.SampledFrom([]string{"put", "put", "put", "delete", "undelete", "destroy", "purge", "policy", "anchor", "retry", "transaction", "transaction", "reseal", "reseal"}).Draw(t, "kind")
 				if used[name] && kind != "retry" {
 					continue
 				}
@@ -294,6 +310,33 @@ func TestModel(t *testing.T) {
 						}
 					}
 					c, check = mod.transaction(t, names, m, index)
+				case "reseal":
+					revision := s.GetRevision()
+					if rapid.IntRange(0, 3).Draw(t, "moved") == 0 {
+						revision++
+					}
+					var list []*fsmpb.ResealedVersion
+					for _, n := range append(numbers, 1) {
+						list = append(list, resealed(name, max(1, revision), n+1, fmt.Sprint("resealed ", index)))
+					}
+					c = reseal(list...)
+					n := mod.reseal(name, revision == s.GetRevision(), list)
+					before := s
+					check = func(r *fsmpb.Result) {
+						want(t, r, fsmpb.Code_OK)
+						if r.Resealed != n {
+							t.Fatal("resealed: ", r.Resealed, n)
+						}
+						after := secret(m, name)
+						if after.GetRevision() != before.GetRevision() || after.GetUpdated() != before.GetUpdated() || after.GetOldest() != before.GetOldest() {
+							t.Fatal("a reseal changed more than values: ", before, after)
+						}
+						for i, v := range after.GetVersions() {
+							if w := before.Versions[i]; v.Created != w.Created || v.Deleted != w.Deleted {
+								t.Fatal("a reseal changed times: ", before, after)
+							}
+						}
+					}
 				case "policy":
 					p, _ := m.View().Policy(fsm.Token(token(name)))
 					c = putPolicy(name, p.GetRevision(), fmt.Sprint("policy ", index))
@@ -323,7 +366,7 @@ func TestModel(t *testing.T) {
 					continue
 				}
 				c = at(int64(index), c)
-				if rapid.Bool().Draw(t, "write id") {
+				if kind != "reseal" && rapid.Bool().Draw(t, "write id") {
 					nextID++
 					published := m.View().Index()
 					c = with(nextID, published, c)

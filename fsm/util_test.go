@@ -157,6 +157,27 @@ func commit(n byte) *fsmpb.Command {
 		Epochs: []*fsmpb.Epoch{{Purpose: "data", Id: []byte{n, 1}}, {Purpose: "path", Id: []byte{n, 2}}}}}}
 }
 
+// replace puts another keyring in the place of the one of commit, or of keyring.
+func replace(committed byte, keyring, with string, epoch byte) *fsmpb.Command {
+	was := sha256.Sum256([]byte(keyring))
+	return &fsmpb.Command{Op: &fsmpb.Command_ReplaceKeyring{ReplaceKeyring: &fsmpb.ReplaceKeyring{
+		Committed: shareID(committed), Replaces: was[:], Keyring: []byte(with),
+		Epochs: []*fsmpb.Epoch{{Purpose: "data", Id: []byte{epoch, 1}}, {Purpose: "path", Id: []byte{epoch, 2}}}}}}
+}
+
+func resealed(name string, revision, version uint64, value string) *fsmpb.ResealedVersion {
+	return &fsmpb.ResealedVersion{Token: token(name), Revision: revision, Version: version, Value: []byte(value)}
+}
+
+func reseal(versions ...*fsmpb.ResealedVersion) *fsmpb.Command {
+	return &fsmpb.Command{Op: &fsmpb.Command_Reseal{Reseal: &fsmpb.Reseal{Versions: versions}}}
+}
+
+func resealPolicy(name string, revision uint64, body string) *fsmpb.Command {
+	return &fsmpb.Command{Op: &fsmpb.Command_Reseal{Reseal: &fsmpb.Reseal{
+		Policies: []*fsmpb.ResealedPolicy{{Token: token(name), Revision: revision, Body: []byte(body)}}}}}
+}
+
 func setSeal(sealed bool, generation uint64) *fsmpb.Command {
 	return &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{
 		Sealed: sealed, ExpectedGeneration: generation}}}

@@ -135,6 +135,8 @@ type Command struct {
 	//	*Command_PutSettings
 	//	*Command_Transaction
 	//	*Command_RaiseLevel
+	//	*Command_ReplaceKeyring
+	//	*Command_Reseal
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -340,6 +342,24 @@ func (x *Command) GetRaiseLevel() *RaiseLevel {
 	return nil
 }
 
+func (x *Command) GetReplaceKeyring() *ReplaceKeyring {
+	if x != nil {
+		if x, ok := x.Op.(*Command_ReplaceKeyring); ok {
+			return x.ReplaceKeyring
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetReseal() *Reseal {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Reseal); ok {
+			return x.Reseal
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -404,6 +424,14 @@ type Command_RaiseLevel struct {
 	RaiseLevel *RaiseLevel `protobuf:"bytes,30,opt,name=raise_level,json=raiseLevel,proto3,oneof"` // since level 2
 }
 
+type Command_ReplaceKeyring struct {
+	ReplaceKeyring *ReplaceKeyring `protobuf:"bytes,31,opt,name=replace_keyring,json=replaceKeyring,proto3,oneof"` // since level 2
+}
+
+type Command_Reseal struct {
+	Reseal *Reseal `protobuf:"bytes,32,opt,name=reseal,proto3,oneof"` // since level 2
+}
+
 func (*Command_Found) isCommand_Op() {}
 
 func (*Command_PutSecret) isCommand_Op() {}
@@ -433,6 +461,10 @@ func (*Command_PutSettings) isCommand_Op() {}
 func (*Command_Transaction) isCommand_Op() {}
 
 func (*Command_RaiseLevel) isCommand_Op() {}
+
+func (*Command_ReplaceKeyring) isCommand_Op() {}
+
+func (*Command_Reseal) isCommand_Op() {}
 
 // WriteID names one request across retries, re-decisions and changes of peer.
 type WriteID struct {
@@ -1778,6 +1810,260 @@ func (x *RaiseLevel) GetLevel() uint32 {
 	return 0
 }
 
+// ReplaceKeyring puts another keyring, sealed under the same root key, in the
+// place of one: a conflict when that is not the present one, or when a share set
+// is pending, whose commit would bring an older keyring back.
+type ReplaceKeyring struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Committed     []byte                 `protobuf:"bytes,1,opt,name=committed,proto3" json:"committed,omitempty"` // id of the share set under whose root key it is sealed
+	Replaces      []byte                 `protobuf:"bytes,2,opt,name=replaces,proto3" json:"replaces,omitempty"`   // SHA-256 of the present keyring
+	Keyring       []byte                 `protobuf:"bytes,3,opt,name=keyring,proto3" json:"keyring,omitempty"`     // sealed
+	Epochs        []*Epoch               `protobuf:"bytes,4,rep,name=epochs,proto3" json:"epochs,omitempty"`       // the current epoch of each purpose
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceKeyring) Reset() {
+	*x = ReplaceKeyring{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceKeyring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceKeyring) ProtoMessage() {}
+
+func (x *ReplaceKeyring) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceKeyring.ProtoReflect.Descriptor instead.
+func (*ReplaceKeyring) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReplaceKeyring) GetCommitted() []byte {
+	if x != nil {
+		return x.Committed
+	}
+	return nil
+}
+
+func (x *ReplaceKeyring) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+func (x *ReplaceKeyring) GetKeyring() []byte {
+	if x != nil {
+		return x.Keyring
+	}
+	return nil
+}
+
+func (x *ReplaceKeyring) GetEpochs() []*Epoch {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+// Reseal puts other ciphertexts of the same plaintexts in the place of those
+// that are there. Nothing else about a record changes, its revision neither: no
+// decision rests on a ciphertext. Records that have moved are left alone.
+type Reseal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*ResealedVersion     `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"` // with policies, 1 to 1024
+	Policies      []*ResealedPolicy      `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reseal) Reset() {
+	*x = Reseal{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reseal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reseal) ProtoMessage() {}
+
+func (x *Reseal) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reseal.ProtoReflect.Descriptor instead.
+func (*Reseal) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Reseal) GetVersions() []*ResealedVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *Reseal) GetPolicies() []*ResealedPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+type ResealedVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`        // of the secret, 32 bytes
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // that the secret must have
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Value         []byte                 `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"` // sealed, for the same version
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealedVersion) Reset() {
+	*x = ResealedVersion{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealedVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealedVersion) ProtoMessage() {}
+
+func (x *ResealedVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealedVersion.ProtoReflect.Descriptor instead.
+func (*ResealedVersion) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ResealedVersion) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *ResealedVersion) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ResealedVersion) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ResealedVersion) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type ResealedPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // that the policy must have
+	Body          []byte                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`          // sealed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealedPolicy) Reset() {
+	*x = ResealedPolicy{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealedPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealedPolicy) ProtoMessage() {}
+
+func (x *ResealedPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealedPolicy.ProtoReflect.Descriptor instead.
+func (*ResealedPolicy) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ResealedPolicy) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *ResealedPolicy) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ResealedPolicy) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=spikeha.fsm.v1.Code" json:"code,omitempty"`
@@ -1790,13 +2076,14 @@ type Result struct {
 	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`             // of INVALID and of some others; static text
 	Operations    []*OperationResult     `protobuf:"bytes,9,rep,name=operations,proto3" json:"operations,omitempty"`     // transaction: of each operation, in order
 	Operation     uint32                 `protobuf:"varint,10,opt,name=operation,proto3" json:"operation,omitempty"`     // rejected transaction: the first operation that could not be, from 1; 0: not because of one
+	Resealed      uint64                 `protobuf:"varint,11,opt,name=resealed,proto3" json:"resealed,omitempty"`       // reseal: how many values and policies it replaced
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +2095,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +2108,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Result) GetCode() Code {
@@ -1894,6 +2181,13 @@ func (x *Result) GetOperation() uint32 {
 	return 0
 }
 
+func (x *Result) GetResealed() uint64 {
+	if x != nil {
+		return x.Resealed
+	}
+	return 0
+}
+
 // OperationResult is what one operation of a transaction came to; the fields
 // are as in Result.
 type OperationResult struct {
@@ -1907,7 +2201,7 @@ type OperationResult struct {
 
 func (x *OperationResult) Reset() {
 	*x = OperationResult{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2213,7 @@ func (x *OperationResult) String() string {
 func (*OperationResult) ProtoMessage() {}
 
 func (x *OperationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2226,7 @@ func (x *OperationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationResult.ProtoReflect.Descriptor instead.
 func (*OperationResult) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OperationResult) GetVersion() uint64 {
@@ -1981,7 +2275,7 @@ type Current struct {
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2287,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2300,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Current) GetPolicyRevision() uint64 {
@@ -2134,7 +2428,7 @@ type CurrentSecret struct {
 
 func (x *CurrentSecret) Reset() {
 	*x = CurrentSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2440,7 @@ func (x *CurrentSecret) String() string {
 func (*CurrentSecret) ProtoMessage() {}
 
 func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2453,7 @@ func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CurrentSecret.ProtoReflect.Descriptor instead.
 func (*CurrentSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CurrentSecret) GetRevision() uint64 {
@@ -2201,7 +2495,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2507,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2520,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Secret) GetToken() []byte {
@@ -2312,7 +2606,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2618,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2631,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Version) GetVersion() uint64 {
@@ -2388,7 +2682,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2694,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2707,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Policy) GetToken() []byte {
@@ -2465,7 +2759,7 @@ type SealState struct {
 
 func (x *SealState) Reset() {
 	*x = SealState{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2771,7 @@ func (x *SealState) String() string {
 func (*SealState) ProtoMessage() {}
 
 func (x *SealState) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2784,7 @@ func (x *SealState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealState.ProtoReflect.Descriptor instead.
 func (*SealState) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SealState) GetSealed() bool {
@@ -2550,7 +2844,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2856,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2869,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Anchor) GetPeer() string {
@@ -2648,7 +2942,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2954,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2967,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2812,7 +3106,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +3118,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +3131,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2941,7 +3235,7 @@ type WindowEntry struct {
 
 func (x *WindowEntry) Reset() {
 	*x = WindowEntry{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3247,7 @@ func (x *WindowEntry) String() string {
 func (*WindowEntry) ProtoMessage() {}
 
 func (x *WindowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3260,7 @@ func (x *WindowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowEntry.ProtoReflect.Descriptor instead.
 func (*WindowEntry) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WindowEntry) GetId() []byte {
@@ -3041,7 +3335,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3053,7 +3347,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3066,7 +3360,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SnapshotTrailer) GetSecrets() uint64 {
@@ -3129,7 +3423,8 @@ var File_fsm_fsmpb_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\x93\t\n" +
+	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\x90\n" +
+	"\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12$\n" +
 	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\x122\n" +
@@ -3152,7 +3447,9 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\fput_settings\x18\x1c \x01(\v2\x1b.spikeha.fsm.v1.PutSettingsH\x00R\vputSettings\x12?\n" +
 	"\vtransaction\x18\x1d \x01(\v2\x1b.spikeha.fsm.v1.TransactionH\x00R\vtransaction\x12=\n" +
 	"\vraise_level\x18\x1e \x01(\v2\x1a.spikeha.fsm.v1.RaiseLevelH\x00R\n" +
-	"raiseLevelB\x04\n" +
+	"raiseLevel\x12I\n" +
+	"\x0freplace_keyring\x18\x1f \x01(\v2\x1e.spikeha.fsm.v1.ReplaceKeyringH\x00R\x0ereplaceKeyring\x120\n" +
+	"\x06reseal\x18  \x01(\v2\x16.spikeha.fsm.v1.ResealH\x00R\x06resealB\x04\n" +
 	"\x02op\"I\n" +
 	"\aWriteID\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -3254,7 +3551,24 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\bsettings\x18\x02 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\"\n" +
 	"\n" +
 	"RaiseLevel\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\rR\x05level\"\xe0\x02\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"\x93\x01\n" +
+	"\x0eReplaceKeyring\x12\x1c\n" +
+	"\tcommitted\x18\x01 \x01(\fR\tcommitted\x12\x1a\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\x12\x18\n" +
+	"\akeyring\x18\x03 \x01(\fR\akeyring\x12-\n" +
+	"\x06epochs\x18\x04 \x03(\v2\x15.spikeha.fsm.v1.EpochR\x06epochs\"\x81\x01\n" +
+	"\x06Reseal\x12;\n" +
+	"\bversions\x18\x01 \x03(\v2\x1f.spikeha.fsm.v1.ResealedVersionR\bversions\x12:\n" +
+	"\bpolicies\x18\x02 \x03(\v2\x1e.spikeha.fsm.v1.ResealedPolicyR\bpolicies\"s\n" +
+	"\x0fResealedVersion\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\fR\x05value\"V\n" +
+	"\x0eResealedPolicy\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"\xfc\x02\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.spikeha.fsm.v1.CodeR\x04code\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -3268,7 +3582,8 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"operations\x18\t \x03(\v2\x1f.spikeha.fsm.v1.OperationResultR\n" +
 	"operations\x12\x1c\n" +
 	"\toperation\x18\n" +
-	" \x01(\rR\toperation\"c\n" +
+	" \x01(\rR\toperation\x12\x1a\n" +
+	"\bresealed\x18\v \x01(\x04R\bresealed\"c\n" +
 	"\x0fOperationResult\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
@@ -3418,7 +3733,7 @@ func file_fsm_fsmpb_fsm_proto_rawDescGZIP() []byte {
 }
 
 var file_fsm_fsmpb_fsm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(Code)(0),                // 0: spikeha.fsm.v1.Code
 	(*Command)(nil),          // 1: spikeha.fsm.v1.Command
@@ -3443,19 +3758,23 @@ var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(*AnchorAudit)(nil),      // 20: spikeha.fsm.v1.AnchorAudit
 	(*PutSettings)(nil),      // 21: spikeha.fsm.v1.PutSettings
 	(*RaiseLevel)(nil),       // 22: spikeha.fsm.v1.RaiseLevel
-	(*Result)(nil),           // 23: spikeha.fsm.v1.Result
-	(*OperationResult)(nil),  // 24: spikeha.fsm.v1.OperationResult
-	(*Current)(nil),          // 25: spikeha.fsm.v1.Current
-	(*CurrentSecret)(nil),    // 26: spikeha.fsm.v1.CurrentSecret
-	(*Secret)(nil),           // 27: spikeha.fsm.v1.Secret
-	(*Version)(nil),          // 28: spikeha.fsm.v1.Version
-	(*Policy)(nil),           // 29: spikeha.fsm.v1.Policy
-	(*SealState)(nil),        // 30: spikeha.fsm.v1.SealState
-	(*Anchor)(nil),           // 31: spikeha.fsm.v1.Anchor
-	(*SnapshotRecord)(nil),   // 32: spikeha.fsm.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),   // 33: spikeha.fsm.v1.SnapshotHeader
-	(*WindowEntry)(nil),      // 34: spikeha.fsm.v1.WindowEntry
-	(*SnapshotTrailer)(nil),  // 35: spikeha.fsm.v1.SnapshotTrailer
+	(*ReplaceKeyring)(nil),   // 23: spikeha.fsm.v1.ReplaceKeyring
+	(*Reseal)(nil),           // 24: spikeha.fsm.v1.Reseal
+	(*ResealedVersion)(nil),  // 25: spikeha.fsm.v1.ResealedVersion
+	(*ResealedPolicy)(nil),   // 26: spikeha.fsm.v1.ResealedPolicy
+	(*Result)(nil),           // 27: spikeha.fsm.v1.Result
+	(*OperationResult)(nil),  // 28: spikeha.fsm.v1.OperationResult
+	(*Current)(nil),          // 29: spikeha.fsm.v1.Current
+	(*CurrentSecret)(nil),    // 30: spikeha.fsm.v1.CurrentSecret
+	(*Secret)(nil),           // 31: spikeha.fsm.v1.Secret
+	(*Version)(nil),          // 32: spikeha.fsm.v1.Version
+	(*Policy)(nil),           // 33: spikeha.fsm.v1.Policy
+	(*SealState)(nil),        // 34: spikeha.fsm.v1.SealState
+	(*Anchor)(nil),           // 35: spikeha.fsm.v1.Anchor
+	(*SnapshotRecord)(nil),   // 36: spikeha.fsm.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),   // 37: spikeha.fsm.v1.SnapshotHeader
+	(*WindowEntry)(nil),      // 38: spikeha.fsm.v1.WindowEntry
+	(*SnapshotTrailer)(nil),  // 39: spikeha.fsm.v1.SnapshotTrailer
 }
 var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	2,  // 0: spikeha.fsm.v1.Command.write_id:type_name -> spikeha.fsm.v1.WriteID
@@ -3475,38 +3794,43 @@ var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	21, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
 	11, // 15: spikeha.fsm.v1.Command.transaction:type_name -> spikeha.fsm.v1.Transaction
 	22, // 16: spikeha.fsm.v1.Command.raise_level:type_name -> spikeha.fsm.v1.RaiseLevel
-	5,  // 17: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
-	12, // 18: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
-	6,  // 19: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
-	7,  // 20: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
-	9,  // 21: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
-	10, // 22: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	15, // 23: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
-	18, // 24: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
-	5,  // 25: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
-	0,  // 26: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
-	25, // 27: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
-	24, // 28: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
-	26, // 29: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
-	28, // 30: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
-	15, // 31: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
-	15, // 32: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
-	18, // 33: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
-	33, // 34: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
-	27, // 35: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
-	28, // 36: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
-	29, // 37: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
-	31, // 38: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
-	34, // 39: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
-	35, // 40: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
-	5,  // 41: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
-	30, // 42: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
-	24, // 43: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	23, // 17: spikeha.fsm.v1.Command.replace_keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
+	24, // 18: spikeha.fsm.v1.Command.reseal:type_name -> spikeha.fsm.v1.Reseal
+	5,  // 19: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
+	12, // 20: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
+	6,  // 21: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	7,  // 22: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	9,  // 23: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	10, // 24: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	15, // 25: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
+	18, // 26: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
+	5,  // 27: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
+	18, // 28: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
+	25, // 29: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
+	26, // 30: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
+	0,  // 31: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
+	29, // 32: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
+	28, // 33: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
+	30, // 34: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
+	32, // 35: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
+	15, // 36: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
+	15, // 37: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
+	18, // 38: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
+	37, // 39: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
+	31, // 40: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
+	32, // 41: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
+	33, // 42: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
+	35, // 43: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
+	38, // 44: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
+	39, // 45: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
+	5,  // 46: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
+	34, // 47: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
+	28, // 48: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_fsm_fsmpb_fsm_proto_init() }
@@ -3530,6 +3854,8 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Command_PutSettings)(nil),
 		(*Command_Transaction)(nil),
 		(*Command_RaiseLevel)(nil),
+		(*Command_ReplaceKeyring)(nil),
+		(*Command_Reseal)(nil),
 	}
 	file_fsm_fsmpb_fsm_proto_msgTypes[2].OneofWrappers = []any{}
 	file_fsm_fsmpb_fsm_proto_msgTypes[11].OneofWrappers = []any{
@@ -3538,7 +3864,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Operation_DestroyVersions)(nil),
 		(*Operation_PurgeSecret)(nil),
 	}
-	file_fsm_fsmpb_fsm_proto_msgTypes[31].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[35].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Secret)(nil),
 		(*SnapshotRecord_Version)(nil),
@@ -3553,7 +3879,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_fsmpb_fsm_proto_rawDesc), len(file_fsm_fsmpb_fsm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -26,8 +26,11 @@ const (
 
 // Keyring holds every key except the root key.
 type Keyring struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rings         []*Ring                `protobuf:"bytes,1,rep,name=rings,proto3" json:"rings,omitempty"` // one per purpose, sorted by purpose
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rings []*Ring                `protobuf:"bytes,1,rep,name=rings,proto3" json:"rings,omitempty"` // one per purpose, sorted by purpose: what unsealed processes work with
+	// Keys that no live record needs any more, kept for archives of before; sorted by purpose, each with at least
+	// one epoch. Processes do not keep them in memory.
+	Archived      []*Ring `protobuf:"bytes,2,rep,name=archived,proto3" json:"archived,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -65,6 +68,13 @@ func (*Keyring) Descriptor() ([]byte, []int) {
 func (x *Keyring) GetRings() []*Ring {
 	if x != nil {
 		return x.Rings
+	}
+	return nil
+}
+
+func (x *Keyring) GetArchived() []*Ring {
+	if x != nil {
+		return x.Archived
 	}
 	return nil
 }
@@ -187,9 +197,10 @@ var File_seal_internal_sealpb_seal_proto protoreflect.FileDescriptor
 
 const file_seal_internal_sealpb_seal_proto_rawDesc = "" +
 	"\n" +
-	"\x1fseal/internal/sealpb/seal.proto\x12\x0fspikeha.seal.v1\"6\n" +
+	"\x1fseal/internal/sealpb/seal.proto\x12\x0fspikeha.seal.v1\"i\n" +
 	"\aKeyring\x12+\n" +
-	"\x05rings\x18\x01 \x03(\v2\x15.spikeha.seal.v1.RingR\x05rings\"P\n" +
+	"\x05rings\x18\x01 \x03(\v2\x15.spikeha.seal.v1.RingR\x05rings\x121\n" +
+	"\barchived\x18\x02 \x03(\v2\x15.spikeha.seal.v1.RingR\barchived\"P\n" +
 	"\x04Ring\x12\x18\n" +
 	"\apurpose\x18\x01 \x01(\tR\apurpose\x12.\n" +
 	"\x06epochs\x18\x02 \x03(\v2\x16.spikeha.seal.v1.EpochR\x06epochs\"U\n" +
@@ -218,12 +229,13 @@ var file_seal_internal_sealpb_seal_proto_goTypes = []any{
 }
 var file_seal_internal_sealpb_seal_proto_depIdxs = []int32{
 	1, // 0: spikeha.seal.v1.Keyring.rings:type_name -> spikeha.seal.v1.Ring
-	2, // 1: spikeha.seal.v1.Ring.epochs:type_name -> spikeha.seal.v1.Epoch
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	1, // 1: spikeha.seal.v1.Keyring.archived:type_name -> spikeha.seal.v1.Ring
+	2, // 2: spikeha.seal.v1.Ring.epochs:type_name -> spikeha.seal.v1.Epoch
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_seal_internal_sealpb_seal_proto_init() }
