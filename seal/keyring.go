@@ -39,16 +39,20 @@ const (
 func newKeyring(now time.Time) *sealpb.Keyring {
 	ring := &sealpb.Keyring{}
 	for _, p := range purposes {
-		e := &sealpb.Epoch{Id: make([]byte, epochIDSize), Key: make([]byte, keySize), CreatedUnixNano: now.UnixNano()}
-		rand.Read(e.Id) // never fails: the runtime stops the process instead
-		rand.Read(e.Key)
-		ring.Rings = append(ring.Rings, &sealpb.Ring{Purpose: string(p), Epochs: []*sealpb.Epoch{e}})
+		ring.Rings = append(ring.Rings, &sealpb.Ring{Purpose: string(p), Epochs: []*sealpb.Epoch{newEpoch(now)}})
 	}
 	return ring
 }
 
+func newEpoch(now time.Time) *sealpb.Epoch {
+	e := &sealpb.Epoch{Id: make([]byte, epochIDSize), Key: make([]byte, keySize), CreatedUnixNano: now.UnixNano()}
+	rand.Read(e.Id) // never fails: the runtime stops the process instead
+	rand.Read(e.Key)
+	return e
+}
+
 func wipeKeyring(ring *sealpb.Keyring) {
-	for _, r := range ring.GetRings() {
+	for _, r := range slices.Concat(ring.GetRings(), ring.GetArchived()) {
 		for _, e := range r.GetEpochs() {
 			locked.Wipe(e.GetKey())
 		}
@@ -113,7 +117,9 @@ func openKeyring(root []byte, c ClusterRef, set [16]byte, sealed []byte) (*sealp
 }
 
 func encodeKeyring(ring *sealpb.Keyring) ([]byte, error) {
-	slices.SortFunc(ring.Rings, func(a, b *sealpb.Ring) int { return cmp.Compare(a.Purpose, b.Purpose) })
+	for _, rings := range [][]*sealpb.Ring{ring.Rings, ring.Archived} {
+		slices.SortFunc(rings, func(a, b *sealpb.Ring) int { return cmp.Compare(a.Purpose, b.Purpose) })
+	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(ring)
 	if err != nil {
 		return nil, fmt.Errorf("seal: encoding the keyring: %w", err)
@@ -138,19 +144,23 @@ func decodeKeyring(plain []byte) (*sealpb.Keyring, error) {
 func checkKeyring(ring *sealpb.Keyring, plain []byte) error {
 	ids := make(map[string]bool)
 	have := make(map[Purpose]bool)
-	last := ""
-	for i, r := range ring.GetRings() {
-		if r.GetPurpose() == "" || len(r.GetPurpose()) > 64 || (i > 0 && r.GetPurpose() <= last) || len(r.GetEpochs()) == 0 {
-			return fmt.Errorf("%w: its purposes are not in order", ErrKeyring)
-		}
-		last = r.GetPurpose()
-		have[Purpose(last)] = true
-		for _, e := range r.GetEpochs() {
-			if len(e.GetId()) != epochIDSize || len(e.GetKey()) != keySize || ids[string(e.GetId())] {
-				return fmt.Errorf("%w: it has an impossible epoch", ErrKeyring)
+	for _, rings := range [][]*sealpb.Ring{ring.GetRings(), ring.GetArchived()} {
+		last := ""
+		for _, r := range rings {
+			if r.GetPurpose() <= last || len(r.GetPurpose()) > 64 || len(r.GetEpochs()) == 0 {
+				return fmt.Errorf("%w: its purposes are not in order", ErrKeyring)
 			}
-			ids[string(e.GetId())] = true
+			last = r.GetPurpose()
+			for _, e := range r.GetEpochs() {
+				if len(e.GetId()) != epochIDSize || len(e.GetKey()) != keySize || ids[string(e.GetId())] {
+					return fmt.Errorf("%w: it has an impossible epoch", ErrKeyring)
+				}
+				ids[string(e.GetId())] = true
+			}
 		}
+	}
+	for _, r := range ring.GetRings() {
+		have[Purpose(r.GetPurpose())] = true
 	}
 	for _, p := range purposes {
 		if !have[p] {

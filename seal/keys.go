@@ -54,6 +54,10 @@ type keys struct {
 	writer  atomic.Pointer[writer]
 	renewal sync.Mutex // held while a new writer is made
 
+	// prior is what these keys took the place of, for operations that still have records in hand which are under a
+	// key that is archived now; nil after a while.
+	prior atomic.Pointer[keys]
+
 	mu      sync.RWMutex              // guards ciphers
 	ciphers map[cipherKey]cipher.AEAD // derived keys that have opened something
 }
@@ -167,12 +171,20 @@ func (k *keys) release() {
 	if k.refs.Add(-1) != 0 {
 		return
 	}
+	k.forget()
 	k.root.Destroy()
 	k.secret.Destroy()
 	k.writer.Store(nil)
 	k.mu.Lock()
 	k.ciphers = nil
 	k.mu.Unlock()
+}
+
+// forget lets go of the keys of before.
+func (k *keys) forget() {
+	if p := k.prior.Swap(nil); p != nil {
+		p.release()
+	}
 }
 
 // derive makes the subkey of one process under one epoch.
@@ -224,6 +236,12 @@ func (k *keys) writing() (*writer, error) {
 // opened something, so that made-up process ids cannot push the useful ones out.
 func (k *keys) open(p Purpose, id epochID, process processID, sealed, aad []byte) ([]byte, error) {
 	e := k.epochs[id]
+	if e == nil {
+		if prior := k.prior.Load(); prior != nil && prior.retain() {
+			defer prior.release()
+			return prior.open(p, id, process, sealed, aad)
+		}
+	}
 	if e == nil || e.purpose != p {
 		return nil, ErrOpen
 	}
@@ -258,6 +276,16 @@ func (k *keys) open(p Purpose, id epochID, process processID, sealed, aad []byte
 // belongsTo says whether these are the keys of the state's committed set.
 func (k *keys) belongsTo(st State) bool {
 	return st.Committed != nil && k.cluster == st.Cluster && k.set.ID == st.Committed.ID
+}
+
+// holds says whether the current keys are those that epochs names.
+func (k *keys) holds(epochs []Epoch) bool {
+	for _, e := range epochs {
+		if have := k.current[e.Purpose]; have == nil || !bytes.Equal(have.id[:], e.ID) {
+			return false
+		}
+	}
+	return len(epochs) > 0
 }
 
 // current with the state means that there is nothing to reload.

@@ -1,6 +1,7 @@
 package seal_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -79,6 +80,25 @@ func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, epochs [
 		return fmt.Errorf("%d epochs", len(epochs))
 	}
 	l.state.Committed, l.state.Pending, l.state.Keyring = l.state.Pending, nil, slices.Clone(keyring)
+	l.state.Epochs = epochs
+	l.mu.Unlock()
+	return run(l.afterCommit)
+}
+
+func (l *ledger) Replace(_ context.Context, id [16]byte, was, keyring []byte, epochs []seal.Epoch) error {
+	if err := run(l.beforeCommit); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	switch {
+	case l.state.Pending != nil:
+		l.mu.Unlock()
+		return seal.ErrPending
+	case l.state.Committed == nil || l.state.Committed.ID != id || !bytes.Equal(l.state.Keyring, was):
+		l.mu.Unlock()
+		return seal.ErrSuperseded
+	}
+	l.state.Keyring, l.state.Epochs = slices.Clone(keyring), epochs
 	l.mu.Unlock()
 	return run(l.afterCommit)
 }

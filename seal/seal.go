@@ -40,9 +40,14 @@ type Config struct {
 	// Logger hears what happened to Keepers and keys, never their content; nil means slog.Default.
 	Logger *slog.Logger
 
-	now        clock  // nil: time.Now
-	encryptCap uint64 // encryptions per process id; 0: maxEncryptions
+	now        clock         // nil: time.Now
+	encryptCap uint64        // encryptions per process id; 0: maxEncryptions
+	linger     time.Duration // 0: lingering
 }
+
+// lingering is how long the keys of before a change of the keyring stay in memory: longer than any operation lasts
+// that may have a record in hand from before.
+const lingering = time.Minute
 
 // Seal holds the keys of one process. All methods are safe for concurrent use.
 type Seal struct {
@@ -69,6 +74,9 @@ func New(cfg Config) *Seal {
 	}
 	if cfg.encryptCap == 0 {
 		cfg.encryptCap = maxEncryptions
+	}
+	if cfg.linger == 0 {
+		cfg.linger = lingering
 	}
 	locked.New(1).Destroy() // finds out now rather than with the first key
 	if err := locked.Degraded(); err != nil {
@@ -101,6 +109,7 @@ func (s *Seal) ticket() uint64 {
 }
 
 // install makes k the keys in use, unless Lock was called since the ticket was taken. It takes k over either way.
+// Keys that were in use before linger.
 func (s *Seal) install(k *keys, ticket uint64) error {
 	s.mu.Lock()
 	if s.locks != ticket {
@@ -108,10 +117,12 @@ func (s *Seal) install(k *keys, ticket uint64) error {
 		k.release()
 		return ErrSealed
 	}
-	old := s.keys.Swap(k)
+	old := s.keys.Load()
+	k.prior.Store(old)
+	s.keys.Store(k)
 	s.mu.Unlock()
 	if old != nil {
-		old.release()
+		time.AfterFunc(s.cfg.linger, k.forget)
 	}
 	return nil
 }

@@ -78,6 +78,7 @@ type State struct {
 	Keyring    []byte    // sealed under the root key of Committed; opaque
 	Sealed     bool      // an operator sealed the cluster
 	Generation uint64    // counts changes of Sealed
+	Epochs     []Epoch   // the current key of each purpose in Keyring
 }
 
 // Epoch names the current key of a purpose.
@@ -86,7 +87,25 @@ type Epoch struct {
 	ID      []byte
 }
 
-// Ledger is the replicated half of initialisation. Each call returns only after its effect is acknowledged
+// EpochInfo describes one key of the keyring, without the key.
+type EpochInfo struct {
+	Purpose Purpose
+	ID      []byte
+	Created time.Time // by the clock of who made it
+	Status  EpochStatus
+}
+
+// EpochStatus is what a key is still good for.
+type EpochStatus string
+
+// The statuses, in the order of a key's life.
+const (
+	Current  EpochStatus = "current"  // encrypts and decrypts
+	Retired  EpochStatus = "retired"  // decrypts
+	Archived EpochStatus = "archived" // kept in the sealed keyring for archives of before, and nowhere else
+)
+
+// Ledger is the replicated half of initialisation and rotation. Each call returns only after its effect is acknowledged
 // (fsynced on a quorum); an error other than the ones named leaves the outcome unknown, and the caller reads
 // State again.
 type Ledger interface {
@@ -98,6 +117,10 @@ type Ledger interface {
 	// Commit makes the pending set the committed one, together with the keyring sealed under its root key. It
 	// fails with ErrSuperseded when setID is not pending.
 	Commit(ctx context.Context, setID [16]byte, keyring []byte, epochs []Epoch) error
+	// Replace puts keyring, sealed under the root key of the committed set setID, in the place of was. It fails
+	// with ErrPending while a set is pending, and with ErrSuperseded when setID is not committed or was is not the
+	// present keyring. Whoever commits a set for a keyring that exists must therefore read it after Begin.
+	Replace(ctx context.Context, setID [16]byte, was, keyring []byte, epochs []Epoch) error
 }
 
 // Slot addresses one share.

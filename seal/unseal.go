@@ -11,8 +11,8 @@ import (
 
 // Unseal collects a threshold of good shares from the Keepers and opens the state's keyring with them. Each Keeper
 // is asked at once and has Config.KeeperTimeout to answer; a wrong, stale, foreign, empty or silent one is named in the
-// reports and costs nothing but its own share. An unsealed process first tries the root key it has: after a
-// rotation of the keyring no Keeper is asked, and the reports are nil.
+// reports and costs nothing but its own share. When the keys in use are of the state's share set, no Keeper is asked, and
+// the reports are nil: what became of the keyring is for Follow.
 // Errors: ErrNotInitialised, ErrOperatorSealed, *NotEnoughError, ErrRoot, ErrKeyring, and ErrSealed when Lock was
 // called meanwhile.
 func (s *Seal) Unseal(ctx context.Context, st State, keepers []Keeper) ([]KeeperReport, error) {
@@ -20,8 +20,8 @@ func (s *Seal) Unseal(ctx context.Context, st State, keepers []Keeper) ([]Keeper
 	if err := unsealable(st); err != nil {
 		return nil, err
 	}
-	if done, err := s.reload(st, ticket); done {
-		return nil, err
+	if s.serves(st) {
+		return nil, nil
 	}
 	points, reports := s.collect(ctx, st, keepers)
 	defer func() {
@@ -48,26 +48,41 @@ func unsealable(st State) error {
 	return st.Committed.Validate()
 }
 
-// reload reports done when the keys in use are up to date, or their root key opens the state's newer keyring.
-func (s *Seal) reload(st State, ticket uint64) (done bool, err error) {
+// Follow takes the state's keyring into use with the root key that is here, and asks nobody: it may be called where
+// the state machine applies, so that nothing is shown that needs a key which is not in use. While sealed it does
+// nothing. Calls must come one after the other, each with a state not older than the one before.
+// Errors: ErrKeyring and ErrStaleState, after which these keys cannot serve the state: Lock. ErrSealed when Lock was
+// called meanwhile.
+func (s *Seal) Follow(st State) error {
+	ticket := s.ticket()
 	k, err := s.acquire()
 	if err != nil {
-		return false, nil
+		return nil
 	}
 	defer k.release()
-	if k.upToDate(st) {
-		return true, nil
+	if k.upToDate(st) || k.holds(st.Epochs) && !k.belongsTo(st) { // the same keys under another root key do
+		return nil
 	}
 	if !k.belongsTo(st) {
-		return false, nil
+		return ErrStaleState
 	}
 	root := locked.New(len(k.root.Bytes()))
 	copy(root.Bytes(), k.root.Bytes())
 	fresh, err := newKeys(root, st, s.cfg.encryptCap)
 	if err != nil {
-		return true, err
+		return err
 	}
-	return true, s.install(fresh, ticket)
+	return s.install(fresh, ticket)
+}
+
+// serves says whether the keys in use are of the state's share set; Follow keeps their keyring up to date.
+func (s *Seal) serves(st State) bool {
+	k, err := s.acquire()
+	if err != nil {
+		return false
+	}
+	defer k.release()
+	return k.belongsTo(st)
 }
 
 // unseal turns a threshold of points, each of which fits its fingerprint, into keys in use.
