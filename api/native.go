@@ -95,6 +95,13 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 			return struct{}{}, st.ChangeMembers(ctx, r, store.MemberChange{Kind: kind, ID: q.ID})
 		})
 	}
+	routes[client.RouteKeys] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
+		keys, err := st.Keys(ctx, r)
+		return http.StatusOK, keysAnswer(keys), err
+	})
+	routes[client.RouteKeyRotate] = post(s, func(ctx context.Context, r store.Request, q client.RotateRequest) (struct{}, error) {
+		return struct{}{}, st.RotateKeys(ctx, r, q.Purposes)
+	})
 	routes[client.RouteStatus] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
 		if err := st.Inspect(ctx, r); err != nil {
 			return 0, nil, err
@@ -197,6 +204,14 @@ func metadataAnswer(m store.Metadata) client.MetadataAnswer {
 			deleted := v.Deleted
 			answer.Versions[i].Deleted = &deleted
 		}
+	}
+	return answer
+}
+
+func keysAnswer(k store.KeyStatus) client.KeysAnswer {
+	answer := client.KeysAnswer{Epochs: make([]client.KeyEpoch, len(k.Epochs)), Stale: k.Stale, Records: k.Records}
+	for i, e := range k.Epochs {
+		answer.Epochs[i] = client.KeyEpoch{Purpose: e.Purpose, ID: e.ID, Status: e.Status, Created: e.Created, Records: e.Records}
 	}
 	return answer
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -198,11 +199,28 @@ func (l ledger) Begin(ctx context.Context, set seal.ShareSet, supersedes [16]byt
 }
 
 func (l ledger) Commit(ctx context.Context, setID [16]byte, keyring []byte, epochs []seal.Epoch) error {
-	commit := &fsmpb.CommitShareSet{Id: setID[:], Keyring: keyring}
-	for _, e := range epochs {
-		commit.Epochs = append(commit.Epochs, &fsmpb.Epoch{Purpose: string(e.Purpose), Id: e.ID})
-	}
+	commit := &fsmpb.CommitShareSet{Id: setID[:], Keyring: keyring, Epochs: epochList(epochs)}
 	return l.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_CommitShareSet{CommitShareSet: commit}})
+}
+
+func (l ledger) Replace(ctx context.Context, setID [16]byte, was, keyring []byte, epochs []seal.Epoch) error {
+	old := sha256.Sum256(was)
+	r := &fsmpb.ReplaceKeyring{Committed: setID[:], Replaces: old[:], Keyring: keyring, Epochs: epochList(epochs)}
+	result, err := l.n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_ReplaceKeyring{ReplaceKeyring: r}})
+	switch {
+	case err != nil:
+		return err
+	case result.Code == fsmpb.Code_CONFLICT && len(result.GetCurrent().GetPendingSet()) > 0:
+		return seal.ErrPending
+	}
+	return resultError(result)
+}
+
+func epochList(epochs []seal.Epoch) (list []*fsmpb.Epoch) {
+	for _, e := range epochs {
+		list = append(list, &fsmpb.Epoch{Purpose: string(e.Purpose), Id: e.ID})
+	}
+	return list
 }
 
 func (l ledger) propose(ctx context.Context, command *fsmpb.Command) error {
@@ -210,9 +228,16 @@ func (l ledger) propose(ctx context.Context, command *fsmpb.Command) error {
 	if err != nil {
 		return err
 	}
+	return resultError(result)
+}
+
+// resultError is what the seal is told of a result.
+func resultError(result *fsmpb.Result) error {
 	switch result.Code {
 	case fsmpb.Code_OK:
 		return nil
+	case fsmpb.Code_SEALED:
+		return seal.ErrOperatorSealed
 	case fsmpb.Code_CONFLICT, fsmpb.Code_SUPERSEDED:
 		return seal.ErrSuperseded
 	}
@@ -242,6 +267,9 @@ func sealState(view *fsm.View) seal.State {
 		Committed: shareSet(pb.Committed), Pending: shareSet(pb.Pending)}
 	copy(st.Cluster.ID[:], id)
 	st.Cluster.Incarnation = incarnation
+	for _, e := range pb.Epochs {
+		st.Epochs = append(st.Epochs, seal.Epoch{Purpose: seal.Purpose(e.Purpose), ID: e.Id})
+	}
 	return st
 }
 

@@ -85,6 +85,9 @@ type Config struct {
 	// it alike to all.
 	DeadPeerAfter time.Duration `yaml:"dead_peer_after"`
 	MinVoters     int           `yaml:"min_voters"`
+	// KeyMaxAge is the age at which the leader rotates a key by itself; 0: never.
+	// Give it alike to all.
+	KeyMaxAge time.Duration `yaml:"key_max_age"`
 	// DrainGrace is how long a peer that is drained still serves while its readiness
 	// already fails: longer than load balancers take to notice.
 	DrainGrace time.Duration `yaml:"drain_grace"`
@@ -150,6 +153,7 @@ var Settings = []Setting{
 	{"backend-store", []string{"SPIKE_BACKEND_STORE_TYPE", "SPIKE_NEXUS_BACKEND_STORE"}, "SPIKE's setting; only the replicated store exists here", func(c *Config) any { return &c.BackendStore }},
 	{"dead-peer-after", []string{"SPIKE_NEXUS_DEAD_PEER_AFTER"}, "time of silence after which the leader removes a peer; 0 means never", func(c *Config) any { return &c.DeadPeerAfter }},
 	{"min-voters", []string{"SPIKE_NEXUS_MIN_VOTERS"}, "voters that must stay when a dead one is removed", func(c *Config) any { return &c.MinVoters }},
+	{"key-max-age", []string{"SPIKE_NEXUS_KEY_MAX_AGE"}, "age at which the leader rotates a key by itself, at least 1h; 0 means never", func(c *Config) any { return &c.KeyMaxAge }},
 	{"drain-grace", []string{"SPIKE_NEXUS_DRAIN_GRACE"}, "time for which a drained peer still serves while its readiness already fails", func(c *Config) any { return &c.DrainGrace }},
 	{"log-level", []string{"SPIKE_SYSTEM_LOG_LEVEL"}, "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"heartbeat", []string{"SPIKE_NEXUS_HEARTBEAT"}, "silence of the leader after which a peer asks for an election", func(c *Config) any { return &c.Heartbeat }},
@@ -278,6 +282,9 @@ func (c *Config) Validate() error {
 	}
 	if c.DeadPeerAfter < 0 || c.MinVoters < 1 {
 		return errors.New("dead-peer-after is negative, or min-voters less than 1")
+	}
+	if c.KeyMaxAge != 0 && c.KeyMaxAge < time.Hour {
+		return errors.New("key-max-age is less than an hour: each rotation writes all records anew")
 	}
 	if c.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {

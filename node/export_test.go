@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 )
@@ -37,3 +38,9 @@ func (n *Node) ProposeNewer(ctx context.Context) {
 var Readiness = readiness
 
 const ReadyLag = readyLag
+
+// Damaged is how many records this peer could not open since it opened its store.
+func (n *Node) Damaged() int { return n.store.Damaged() }
+
+// RotateByAge rotates what is too old at a time.
+func (n *Node) RotateByAge(now time.Time) error { return n.rotateByAge(now) }

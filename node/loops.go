@@ -100,9 +100,27 @@ func (w sealWatch) Changed(d fsm.Delta) {
 			// The keys go first, so that no store opens on them after this.
 			w.n.seal.Lock()
 			w.n.store.Close()
+		} else {
+			// Likewise: no later entry is published before the keys that it may need are
+			// in use, or this peer shows nothing at all.
+			_ = w.n.follow()
 		}
 		w.n.poke()
 	}
+}
+
+// follow takes the keyring of the newest view into use, from memory alone. A
+// peer whose root key does not open it is sealed, and asks the Keepers.
+func (n *Node) follow() error {
+	n.keyring.Lock()
+	err := n.seal.Follow(sealState(n.machine.View()))
+	n.keyring.Unlock()
+	if err != nil {
+		n.log.Warn("the keys here do not open the cluster's new keyring; they are dropped", "error", err)
+		n.seal.Lock()
+		n.store.Close()
+	}
+	return err
 }
 
 func (n *Node) poke() {
@@ -182,6 +200,9 @@ func (n *Node) unseal() error {
 // opened is called when keys have arrived: once the audit chain was held against
 // its anchor, the store may serve. It is repeated until it succeeds.
 func (n *Node) opened(ctx context.Context) error {
+	if err := n.follow(); err != nil { // the keyring may have moved while the keys were on their way
+		return err
+	}
 	if err := n.reconcileAudit(ctx); err != nil {
 		return err
 	}

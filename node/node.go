@@ -66,6 +66,8 @@ type Node struct {
 	keeperLook              look[[]keeperSeen]
 	anchors, anchorFailures atomic.Uint64 // of the audit chain
 
+	keyring sync.Mutex // orders what the seal is told of keyrings: each view taken under it is newer than the one before
+
 	auditMu    sync.Mutex // guards reconciled; held while the chain is looked through
 	reconciled bool       // the audit chain was held against its anchor
 
@@ -122,7 +124,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcRestore, n.answerRestore)
 	n.cluster.Handle(rpcDrain, n.answerDrain)
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.draining, n.watching} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.draining, n.watching} {
 		n.loops.Go(loop)
 	}
 	close(n.up)

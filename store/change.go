@@ -199,6 +199,12 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 				return nil, err
 			}
 		}
+		// Before anything is encrypted: the keys may move on at any moment, and what was
+		// sealed under an older key than the command says would be accepted unnoticed.
+		epoch, err := s.cfg.Keys.DataEpoch()
+		if err != nil {
+			return nil, err
+		}
 		command, err := w.c.build(w.p, w.now)
 		var negative *secret.Error
 		if errors.As(err, &negative) && negative.Code != secret.CodeSealed && !w.fresh && w.now == nil {
@@ -211,10 +217,6 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 			return nil, err
 		}
 		if err := w.intend(); err != nil {
-			return nil, err
-		}
-		epoch, err := s.cfg.Keys.DataEpoch()
-		if err != nil {
 			return nil, err
 		}
 		command.TimeUnixNano = s.cfg.Now().UnixNano()

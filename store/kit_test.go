@@ -31,6 +31,7 @@ type world struct {
 	audit   *fakeAudit
 	shares  []store.RecoveryShare // what the operator door gives out
 	changes []store.MemberChange  // what it was asked for
+	rotated [][]string            // the purposes of each rotation
 }
 
 // operator always succeeds.
@@ -50,6 +51,13 @@ func (o operator) ChangeMembers(_ context.Context, c store.MemberChange) error {
 	o.w.changes = append(o.w.changes, c)
 	return nil
 }
+
+func (o operator) RotateKeys(_ context.Context, purposes []string) error {
+	o.w.rotated = append(o.w.rotated, purposes)
+	return nil
+}
+
+func (operator) Keys(context.Context) (store.KeyStatus, error) { return store.KeyStatus{}, nil }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()

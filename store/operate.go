@@ -110,12 +110,8 @@ func (s *Store) ChangeMembers(ctx context.Context, r Request, change MemberChang
 // RemoveDead removes a member that was silent for so long, of this peer's own
 // accord: a setting of the peer stands for whoever may do that. It needs no keys.
 func (s *Store) RemoveDead(ctx context.Context, r Request, id string, silent time.Duration) error {
-	a := audit.Record{Op: "cluster.members." + string(RemoveMember), Phase: audit.PhaseIntent, Decision: audit.Allow, By: "setting dead-peer-after",
-		Detail: "member " + id + ", silent for " + silent.Round(time.Second).String(), Index: s.Index()}
-	if err := s.record(r, a, true); err != nil {
-		return err
-	}
-	return s.outcome(r, a, s.cfg.Operator.ChangeMembers(ctx, MemberChange{Kind: RemoveMember, ID: id}))
+	return s.OfOwnAccord(r, "cluster.members."+string(RemoveMember), "setting dead-peer-after", "member "+id+", silent for "+silent.Round(time.Second).String(),
+		func() error { return s.cfg.Operator.ChangeMembers(ctx, MemberChange{Kind: RemoveMember, ID: id}) })
 }
 
 const maxMemberID = 64

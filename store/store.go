@@ -68,6 +68,26 @@ type Operator interface {
 	// cluster refuses the change as it is now, CodeNotFound when there is no such
 	// member; an error other than CodeUnknown means that nothing was changed.
 	ChangeMembers(ctx context.Context, change MemberChange) error
+	// RotateKeys gives each purpose a new key; none means all that can be rotated.
+	// CodeConflict when it cannot be now: nothing was changed.
+	RotateKeys(ctx context.Context, purposes []string) error
+	// Keys describes the keys of the cluster.
+	Keys(ctx context.Context) (KeyStatus, error)
+}
+
+// KeyStatus describes the keys of the cluster, without the keys.
+type KeyStatus struct {
+	Epochs []KeyEpoch
+	// Stale records are those under a retired key, which are re-encrypted in the
+	// background, of Records that are under any key for data.
+	Stale, Records int
+}
+
+// KeyEpoch is one key.
+type KeyEpoch struct {
+	Purpose, ID, Status string // status: current, retired or archived
+	Created             time.Time
+	Records             *int // in the state that are under it; nil: not kept there
 }
 
 // MemberChange is a change of the cluster's members.

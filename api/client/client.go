@@ -244,6 +244,19 @@ func (c *Client) PutSettings(ctx context.Context, settings SettingsRequest) (Set
 	return change[Settings](ctx, c, RouteSettingsPut, settings)
 }
 
+// Keys describes the keys of the cluster.
+func (c *Client) Keys(ctx context.Context) (keys KeysAnswer, err error) {
+	return keys, c.call(ctx, http.MethodGet, RouteKeys, nil, &keys, "")
+}
+
+// RotateKeys gives each of the purposes a new key; none means all that can be
+// rotated. An attempt whose answer is lost is made again and may then rotate
+// twice, which costs nothing but a key.
+func (c *Client) RotateKeys(ctx context.Context, purposes ...string) error {
+	_, err := c.alter(ctx, RouteKeyRotate, RotateRequest{purposes})
+	return err
+}
+
 // Init gives a new cluster its root key. It is tried until the cluster answers;
 // doing it again is refused with CodeConflict.
 func (c *Client) Init(ctx context.Context, shares, threshold int) error {

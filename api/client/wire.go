@@ -68,6 +68,8 @@ const (
 	RouteMemberTransfer = "/v1/sys/members/transfer"
 	RouteMemberDrain    = "/v1/sys/members/drain"
 	RouteMemberUndrain  = "/v1/sys/members/undrain"
+	RouteKeys           = "/v1/sys/keys" // GET
+	RouteKeyRotate      = "/v1/sys/keys/rotate"
 
 	// RoutesOfOperators begin with this; a drained peer answers them still.
 	RoutesOfOperators = "/v1/sys/"
@@ -367,4 +369,28 @@ type KeeperStatus struct {
 	Index  int    `json:"shareIndex"`
 	Health string `json:"health"` // good, empty, wrong, stale, foreign, unreachable
 	Detail string `json:"detail,omitempty"`
+}
+
+// RotateRequest asks for new keys; no purposes mean all that can be rotated.
+type RotateRequest struct {
+	Purposes []string `json:"purposes,omitempty"`
+}
+
+// KeysAnswer describes the keys of the cluster, without the keys.
+type KeysAnswer struct {
+	Epochs []KeyEpoch `json:"epochs"`
+	// Stale of the Records that are under any data key are under a retired one and
+	// are being re-encrypted.
+	Stale   int `json:"stale"`
+	Records int `json:"records"`
+}
+
+// KeyEpoch is one key. Records is missing where the cluster does not keep what
+// is under it.
+type KeyEpoch struct {
+	Purpose string    `json:"purpose"`
+	ID      string    `json:"id"`
+	Status  string    `json:"status"` // current, retired or archived
+	Created time.Time `json:"created"`
+	Records *int      `json:"records,omitempty"`
 }

@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+func keyCommand() *cli.Command {
+	return &cli.Command{Name: "key", Usage: "the keys under which records are encrypted", Subcommands: []*cli.Command{
+		{Name: "status", Usage: "list the keys, what is under them, and how far re-encryption has come",
+			Description: "Keys are shown by id alone. A retired data key goes to the archive once no record is under it.",
+			Action:      with(keyStatus)},
+		{Name: "rotate", Usage: "use new keys from now on, and re-encrypt in the background (role superuser)",
+			Description: "All peers use the new keys at once. What was encrypted before stays readable; records are\nre-encrypted by the leader, and 'spikectl key status' shows how many are left.",
+			Flags:       []cli.Flag{&cli.StringSliceFlag{Name: "purpose", DefaultText: "all of these", Usage: "`PURPOSE` to rotate: archive, audit-path, cipher or data; may be repeated"}},
+			Action:      with(rotateKeys)},
+	}}
+}
+
+func rotateKeys(c *cli.Context, dial dialer) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
+	}
+	if err := cl.RotateKeys(ctx, c.StringSlice("purpose")...); err != nil {
+		return needsRole(err, "superuser")
+	}
+	return show(c, map[string]bool{"rotated": true}, func(io.Writer) {
+		fmt.Fprintln(c.App.ErrWriter, "new keys are in use; records are re-encrypted in the background: spikectl key status")
+	})
+}
+
+func keyStatus(c *cli.Context, dial dialer) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
+	}
+	keys, err := cl.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	return show(c, keys, func(w io.Writer) {
+		rows := [][]string{{"PURPOSE", "KEY", "STATUS", "CREATED", "RECORDS"}}
+		for _, e := range keys.Epochs {
+			records := "-"
+			if e.Records != nil {
+				records = strconv.Itoa(*e.Records)
+			}
+			rows = append(rows, []string{e.Purpose, e.ID[:min(8, len(e.ID))], e.Status, e.Created.UTC().Format(time.DateTime), records})
+		}
+		table(w, rows...)
+		if keys.Stale > 0 {
+			fmt.Fprintf(w, "\nre-encrypting: %d of %s left\n", keys.Stale, count(keys.Records, "record"))
+		}
+	})
+}

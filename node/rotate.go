@@ -1,0 +1,313 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spike-ha/spike-ha/cluster"
+	"github.com/spike-ha/spike-ha/fsm"
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/store"
+)
+
+const (
+	// rotateEvery is how often a leader looks whether records are to be sealed anew.
+	rotateEvery = time.Second
+	// ageEvery is how often it looks how old the keys are.
+	ageEvery = time.Minute
+	// A batch is one entry of the log, small enough that no client's write waits
+	// long behind it.
+	batchRecords = 256
+	batchBytes   = 256 << 10
+	// levelOfRotation is the format level that has rotation.
+	levelOfRotation = 2
+)
+
+// RotateKeys puts a keyring with new keys into the log. No record is touched:
+// that is for rotating, on whoever leads.
+func (o operator) RotateKeys(ctx context.Context, purposes []string) error {
+	n := o.n
+	list := seal.Rotatable
+	if len(purposes) > 0 {
+		list = nil
+		for _, p := range purposes {
+			list = append(list, seal.Purpose(p))
+		}
+	}
+	if n.machine.View().Level() < levelOfRotation {
+		return n.levelTooLow()
+	}
+	return rotationError(n.seal.Rotate(ctx, ledger{n}, list))
+}
+
+// levelTooLow says which members keep the cluster at its level.
+func (n *Node) levelTooLow() error {
+	var old []string
+	for _, m := range n.cluster.Status().Members {
+		if p := n.askPeer(m.ID); !p.Reachable || p.State == string(cluster.Forming) || p.Level < levelOfRotation {
+			old = append(old, m.ID)
+		}
+	}
+	why := "the cluster's format level rises in a few seconds; ask again then"
+	if len(old) > 0 {
+		why = "keys are rotated once every member runs a release that can; upgrade, or start, " + strings.Join(old, ", ") + " first"
+	}
+	return &secret.Error{Code: secret.CodeConflict, Subject: "level", Message: why, Reason: "level_too_low"}
+}
+
+func rotationError(err error) error {
+	conflict := func(reason, message string) error {
+		return &secret.Error{Code: secret.CodeConflict, Subject: "keyring", Message: message, Reason: reason, Cause: err}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, seal.ErrPurpose):
+		return secret.Invalid("purposes", "can be rotated: archive, audit-path, cipher, data; path and token-mac live as long as the cluster")
+	case errors.Is(err, seal.ErrPending):
+		return conflict("share_set_pending", "a share set is pending; let the initialisation or rekey come to its end, or run it again")
+	case errors.Is(err, seal.ErrSuperseded):
+		return conflict("keyring_moved", "another rotation came first; see 'spikectl key status'")
+	case errors.Is(err, seal.ErrNotInitialised):
+		return secret.Errorf(secret.CodeUnavailable, "the cluster was never initialised; it has no keys to rotate")
+	case errors.Is(err, seal.ErrSealed), errors.Is(err, seal.ErrOperatorSealed), errors.Is(err, seal.ErrTooLarge):
+		return keyError(err)
+	}
+	return logError(err)
+}
+
+// Keys counts by the headers of ciphertexts, without opening any.
+func (o operator) Keys(ctx context.Context) (store.KeyStatus, error) {
+	n := o.n
+	if _, err := (ledger{n}).State(ctx); err != nil {
+		return store.KeyStatus{}, logError(err)
+	}
+	view := n.machine.View()
+	epochs, err := n.seal.Epochs(sealState(view))
+	if err != nil {
+		return store.KeyStatus{}, keyError(err)
+	}
+	uses := map[string]int{}
+	for s := range view.Secrets() {
+		uses[string(seal.RecordEpoch(s.Name))]++
+		for _, v := range s.Versions {
+			uses[string(seal.RecordEpoch(v.Value))]++
+		}
+	}
+	for p := range view.Policies() {
+		uses[string(seal.RecordEpoch(p.Body))]++
+	}
+	var status store.KeyStatus
+	for _, e := range epochs {
+		k := store.KeyEpoch{Purpose: string(e.Purpose), ID: hex.EncodeToString(e.ID), Status: string(e.Status), Created: e.Created}
+		if e.Purpose == seal.Data || e.Purpose == seal.Path {
+			count := uses[string(e.ID)]
+			k.Records = &count
+		}
+		if e.Purpose == seal.Data {
+			status.Records += *k.Records
+			if e.Status != seal.Current {
+				status.Stale += *k.Records
+			}
+		}
+		status.Epochs = append(status.Epochs, k)
+	}
+	return status, nil
+}
+
+// rotating rotates keys that are too old, and seals anew what is under retired
+// ones. Whoever leads finds what is left in the state itself, so that it goes on
+// where another was killed. What went wrong is tried again.
+func (n *Node) rotating() {
+	var looked time.Time
+	for n.sleep(rotateEvery) {
+		if !n.leads() || n.store.Sealed() || n.machine.View().Level() < levelOfRotation {
+			continue
+		}
+		if n.cfg.KeyMaxAge > 0 && time.Since(looked) >= ageEvery {
+			looked = time.Now()
+			if err := n.rotateByAge(n.now()); err != nil {
+				n.log.Warn("keys that are too old could not be rotated; it is tried again", "error", err)
+			}
+		}
+		if err := n.reseal(); err != nil {
+			n.log.Info("sealing records anew was interrupted; it goes on", "reason", err)
+		}
+	}
+}
+
+// request is what stands in audit records of what this peer does by itself.
+func (n *Node) request() store.Request {
+	return store.Request{ID: "key-rotation", Caller: secret.Caller{ID: n.source.ID().String()}}
+}
+
+func (n *Node) rotateByAge(now time.Time) error {
+	epochs, err := n.seal.Epochs(sealState(n.machine.View()))
+	if err != nil {
+		return err
+	}
+	var old []string
+	for _, e := range epochs {
+		if e.Status == seal.Current && slices.Contains(seal.Rotatable, e.Purpose) && now.Sub(e.Created) > n.cfg.KeyMaxAge {
+			old = append(old, string(e.Purpose))
+		}
+	}
+	if len(old) == 0 {
+		return nil
+	}
+	ctx, cancel := n.step()
+	defer cancel()
+	return n.store.OfOwnAccord(n.request(), "key.rotate", "setting key-max-age", strings.Join(old, " "),
+		func() error { return operator{n}.RotateKeys(ctx, old) })
+}
+
+var errNotLeading = errors.New("this peer does not lead any more")
+
+// reseal goes through all records and seals those anew that are under a retired
+// data key. When there is none left, and there will be none, since writes name
+// the key they are under, the retired keys are archived.
+func (n *Node) reseal() error {
+	retired, err := n.seal.RetiredEpochs(seal.Data)
+	if err != nil || len(retired) == 0 {
+		return err
+	}
+	stale := func(sealed []byte) bool {
+		epoch := seal.RecordEpoch(sealed)
+		return slices.ContainsFunc(retired, func(id []byte) bool { return bytes.Equal(id, epoch) })
+	}
+	view := n.machine.View() // after the keys: it has the entry that retired them
+	b := batch{n: n}
+	for s := range view.Secrets() {
+		for _, v := range s.Versions {
+			if stale(v.Value) {
+				if err := b.version(s, v); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	for p := range view.Policies() {
+		if stale(p.Body) {
+			if err := b.policy(p); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case b.found > 0: // looked through once more, for what moved meanwhile
+		if err := b.send(); err != nil {
+			return err
+		}
+		if b.done > 0 {
+			n.log.Info("records were sealed anew", "records", b.done, "found", b.found, "damaged", b.damaged)
+		}
+		return nil
+	case !n.leads():
+		return errNotLeading
+	}
+	ctx, cancel := n.step()
+	defer cancel()
+	var ids []string
+	for _, id := range retired {
+		ids = append(ids, hex.EncodeToString(id))
+	}
+	return n.store.OfOwnAccord(n.request(), "key.archive", "key rotation", "data "+strings.Join(ids, " "),
+		func() error { return rotationError(n.seal.Archive(ctx, ledger{n}, seal.Data, retired)) })
+}
+
+// batch collects ciphertexts until they are worth an entry.
+type batch struct {
+	n       *Node
+	epoch   []byte // that the ciphertexts of op are under, or an older one
+	op      *fsmpb.Reseal
+	count   int
+	bytes   int
+	found   int // in all: stale
+	done    int // in all: replaced
+	damaged int // in all: did not open; they hold their key
+}
+
+func (b *batch) version(s *fsmpb.Secret, v *fsmpb.Version) error {
+	sealed, err := b.seal(store.KindValue, fsm.Token(s.Token), v.Version, v.Value)
+	if sealed != nil {
+		b.op.Versions = append(b.op.Versions, &fsmpb.ResealedVersion{Token: s.Token, Revision: s.Revision, Version: v.Version, Value: sealed})
+	}
+	return err
+}
+
+func (b *batch) policy(p *fsmpb.Policy) error {
+	sealed, err := b.seal(store.KindPolicy, fsm.Token(p.Token), 0, p.Body)
+	if sealed != nil {
+		b.op.Policies = append(b.op.Policies, &fsmpb.ResealedPolicy{Token: p.Token, Revision: p.Revision, Body: sealed})
+	}
+	return err
+}
+
+// seal makes the ciphertext under the current key; nil for one that does not open.
+func (b *batch) seal(kind store.Kind, token fsm.Token, version uint64, stale []byte) ([]byte, error) {
+	b.found++
+	if b.count >= batchRecords || b.bytes+len(stale) > batchBytes && b.count > 0 {
+		if err := b.send(); err != nil {
+			return nil, err
+		}
+	}
+	k := keys{b.n.seal}
+	if b.op == nil {
+		epoch, err := k.DataEpoch() // before anything is encrypted, as for any write
+		if err != nil {
+			return nil, err
+		}
+		b.op, b.epoch = &fsmpb.Reseal{}, epoch
+	}
+	plain, err := k.Decrypt(kind, token, version, stale)
+	if errors.Is(err, seal.ErrOpen) {
+		b.damaged++
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	sealed, err := k.Encrypt(kind, token, version, plain)
+	if err != nil {
+		return nil, err
+	}
+	b.count++
+	b.bytes += len(sealed)
+	return sealed, nil
+}
+
+// send proposes what was collected, and then stands back for as long as that
+// took: clients have half of what there is, and more the slower it gets.
+func (b *batch) send() error {
+	if b.count == 0 {
+		return nil
+	}
+	if !b.n.leads() {
+		return errNotLeading
+	}
+	ctx, cancel := b.n.step()
+	defer cancel()
+	began := time.Now()
+	result, err := b.n.propose(ctx, &fsmpb.Command{Basis: &fsmpb.Basis{DataEpoch: b.epoch}, Op: &fsmpb.Command_Reseal{Reseal: b.op}})
+	switch {
+	case err != nil:
+		return err
+	case result.Code != fsmpb.Code_OK:
+		return fmt.Errorf("the state machine refused it: %s", result.Code)
+	}
+	b.done += int(result.Resealed)
+	b.op, b.count, b.bytes = nil, 0, 0
+	if !b.n.sleep(time.Since(began)) {
+		return context.Canceled
+	}
+	return nil
+}
