@@ -1,11 +1,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"time"
 
+	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/seal"
 )
 
 // SetSeal seals or unseals the cluster as an operator would.
@@ -44,3 +47,20 @@ func (n *Node) Damaged() int { return n.store.Damaged() }
 
 // RotateByAge rotates what is too old at a time.
 func (n *Node) RotateByAge(now time.Time) error { return n.rotateByAge(now) }
+
+// KeysLag calls report when an entry is shown and this peer, unsealed, does not
+// use the data key that the entry's state names.
+func (n *Node) KeysLag(report func()) { n.machine.Observe(keysLag{n, report}) }
+
+type keysLag struct {
+	n      *Node
+	report func()
+}
+
+func (k keysLag) Changed(d fsm.Delta) {
+	for _, e := range d.View.Seal().Epochs {
+		if id, err := k.n.seal.Epoch(seal.Data); e.Purpose == string(seal.Data) && err == nil && !k.n.store.Sealed() && !bytes.Equal(id, e.Id) {
+			k.report()
+		}
+	}
+}

@@ -119,6 +119,11 @@ func TestInvariant10RotationUnderLoad(t *testing.T) {
 					t.Errorf("get kept/%d: %v %v", i, got, err)
 					return
 				}
+				if _, err := writer.PutPolicy(ctx, client.Policy{Name: fmt.Sprint("load", w), SPIFFEID: secret.Pattern{Kind: secret.Exact, Text: "spiffe://example.org/app"},
+					Path: secret.Pattern{Kind: secret.Prefix, Text: path}, Permissions: []string{"read"}}); err != nil {
+					t.Errorf("put policy: %v", err)
+					return
+				}
 				done.Add(1)
 			}
 		})
@@ -128,6 +133,12 @@ func TestInvariant10RotationUnderLoad(t *testing.T) {
 		if d := c.Node(i).Damaged(); d != 0 {
 			t.Errorf("peer %d has had %d damaged records", i+1, d)
 		}
+	}
+	lag := func(i int) {
+		c.Node(i).KeysLag(func() { t.Errorf("peer %d showed an entry before it used the key of that time", i+1) })
+	}
+	for i := range 3 {
+		lag(i)
 	}
 	const rotations = 3
 	for r := range rotations {
@@ -143,6 +154,7 @@ func TestInvariant10RotationUnderLoad(t *testing.T) {
 			return nil
 		})
 		c.Start(leader)
+		lag(leader)
 		c.Ready()
 	}
 	archived(t, su, rotations)

@@ -200,6 +200,7 @@ type fakeKeys struct {
 	mu     sync.Mutex
 	sealed bool
 	epoch  string
+	during func() // called once, after the next encryption
 }
 
 func (k *fakeKeys) Sealed() bool {
@@ -220,6 +221,10 @@ func label(kind store.Kind, token fsm.Token, version uint64) []byte {
 }
 
 func (k *fakeKeys) Encrypt(kind store.Kind, token fsm.Token, version uint64, plaintext []byte) ([]byte, error) {
+	if hook := k.during; hook != nil {
+		k.during = nil
+		hook()
+	}
 	return append(label(kind, token, version), plaintext...), k.check()
 }
 
