@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
@@ -419,4 +420,91 @@ func FuzzJoin(f *testing.F) {
 			root.Destroy()
 		}
 	})
+}
+
+// archivedKeyring is the plaintext of a keyring with an archived data key: its encoding is for ever.
+func archivedKeyring() *sealpb.Keyring {
+	ring := &sealpb.Keyring{}
+	for i, p := range purposes {
+		ring.Rings = append(ring.Rings, &sealpb.Ring{Purpose: string(p), Epochs: []*sealpb.Epoch{
+			{Id: bytes.Repeat([]byte{byte(i + 1)}, epochIDSize), Key: bytes.Repeat([]byte{byte(0x10 + i)}, keySize), CreatedUnixNano: int64(1000 + i)}}})
+	}
+	ring.Archived = []*sealpb.Ring{{Purpose: string(Data), Epochs: []*sealpb.Epoch{
+		{Id: bytes.Repeat([]byte{0xa1}, epochIDSize), Key: bytes.Repeat([]byte{0xa2}, keySize), CreatedUnixNano: 7}}}}
+	return ring
+}
+
+const archivedKeyringSum = "ba234363be951204e6f1034f0cc1039678281aa961f4e863a7e904045f9537ed"
+
+func TestKeyringWithArchivedKeys(t *testing.T) {
+	t.Parallel()
+	plain, err := encodeKeyring(archivedKeyring())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := hex.EncodeToString(sum(plain)); got != archivedKeyringSum {
+		t.Errorf("the encoding changed: %s", got)
+	}
+	if _, err := decodeKeyring(bytes.Clone(plain)); err != nil {
+		t.Fatal(err)
+	}
+	for name, edit := range map[string]func(*sealpb.Keyring){
+		"an archived key twice":   func(r *sealpb.Keyring) { r.Archived[0].Epochs = append(r.Archived[0].Epochs, r.Archived[0].Epochs[0]) },
+		"live and archived":       func(r *sealpb.Keyring) { r.Archived[0].Epochs[0].Id = r.Rings[3].Epochs[0].Id },
+		"a purpose without keys":  func(r *sealpb.Keyring) { r.Archived[0].Epochs = nil },
+		"a short archived key":    func(r *sealpb.Keyring) { r.Archived[0].Epochs[0].Key = []byte("short") },
+		"archived purposes twice": func(r *sealpb.Keyring) { r.Archived = append(r.Archived, archivedKeyring().Archived...) },
+	} {
+		ring := archivedKeyring()
+		edit(ring)
+		plain, err := encodeKeyring(ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeKeyring(plain); !errors.Is(err, ErrKeyring) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The keys of before go when nobody can have a record in hand any more.
+func TestKeysOfBeforeLinger(t *testing.T) {
+	t.Parallel()
+	s := quietSeal(Config{linger: time.Hour})
+	defer s.Lock()
+	st := State{Cluster: ClusterRef{ID: newID(), Incarnation: 1}, Committed: &ShareSet{ID: newID()}}
+	make := func() *keys {
+		root := newRoot()
+		sealed, err := sealKeyring(root.Bytes(), st.Cluster, st.Committed.ID, newKeyring(time.Now()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.Keyring = sealed
+		k, err := newKeys(root, st, maxEncryptions)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.install(k, 0); err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	first := make()
+	old, err := s.Encrypt(Data, AAD{}, []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := make()
+	if _, err := s.Decrypt(Data, AAD{}, old); err != nil {
+		t.Fatal(err)
+	}
+	second.forget()
+	if _, err := s.Decrypt(Data, AAD{}, old); !errors.Is(err, ErrOpen) || first.root.Bytes() != nil {
+		t.Fatal("the keys of before are still there: ", err)
+	}
+	third := make()
+	s.Lock()
+	if second.root.Bytes() != nil || third.root.Bytes() != nil {
+		t.Fatal("keys of before outlive a lock")
+	}
 }

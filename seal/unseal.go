@@ -60,10 +60,13 @@ func (s *Seal) Follow(st State) error {
 		return nil
 	}
 	defer k.release()
-	if k.upToDate(st) || k.holds(st.Epochs) && !k.belongsTo(st) { // the same keys under another root key do
+	switch {
+	case k.upToDate(st), st.Committed == nil: // nil: initialised here, and the commit is still on its way
 		return nil
-	}
-	if !k.belongsTo(st) {
+	case k.belongsTo(st):
+	case k.holds(st.Epochs): // the same keys, under another root key
+		return nil
+	default:
 		return ErrStaleState
 	}
 	root := locked.New(len(k.root.Bytes()))
