@@ -95,22 +95,30 @@ func (o operator) Keys(ctx context.Context) (store.KeyStatus, error) {
 	if err != nil {
 		return store.KeyStatus{}, keyError(err)
 	}
-	uses := map[string]int{}
+	uses := make([]int, len(epochs))
+	count := func(sealed []byte) {
+		id := seal.RecordEpoch(sealed)
+		for i := range epochs {
+			if bytes.Equal(epochs[i].ID, id) {
+				uses[i]++
+				return
+			}
+		}
+	}
 	for s := range view.Secrets() {
-		uses[string(seal.RecordEpoch(s.Name))]++
+		count(s.Name)
 		for _, v := range s.Versions {
-			uses[string(seal.RecordEpoch(v.Value))]++
+			count(v.Value)
 		}
 	}
 	for p := range view.Policies() {
-		uses[string(seal.RecordEpoch(p.Body))]++
+		count(p.Body)
 	}
 	var status store.KeyStatus
-	for _, e := range epochs {
+	for i, e := range epochs {
 		k := store.KeyEpoch{Purpose: string(e.Purpose), ID: hex.EncodeToString(e.ID), Status: string(e.Status), Created: e.Created}
 		if e.Purpose == seal.Data || e.Purpose == seal.Path {
-			count := uses[string(e.ID)]
-			k.Records = &count
+			k.Records = &uses[i]
 		}
 		if e.Purpose == seal.Data {
 			status.Records += *k.Records

@@ -75,12 +75,13 @@ func (s *Seal) Decrypt(p Purpose, a AAD, sealed []byte) ([]byte, error) {
 	return k.open(p, id, process, sealed[recordHeader:], additional(k.cluster.ID, a, id, process))
 }
 
-// RecordEpoch is the id of the epoch that a record was sealed under, without opening it; nil if it is no record.
+// RecordEpoch is the id of the epoch that a record was sealed under, without opening it; nil if it is no record. It
+// is a part of the record: many are looked at.
 func RecordEpoch(sealed []byte) []byte {
 	if len(sealed) < Overhead || sealed[0] != recordFormat {
 		return nil
 	}
-	return slices.Clone(sealed[1 : 1+epochIDSize])
+	return sealed[1 : 1+epochIDSize : 1+epochIDSize]
 }
 
 // Epoch is the id of the newest key of a purpose. Errors: ErrSealed, ErrPurpose.
