@@ -23,9 +23,11 @@ const (
 	rotateEvery = time.Second
 	// ageEvery is how often it looks how old the keys are.
 	ageEvery = time.Minute
-	// A batch is one entry of the log, small enough that no client's write waits
-	// long behind it.
-	batchRecords = 256
+	// A batch is one entry of the log. So that no client's write waits long behind
+	// it, it grows and shrinks towards batchTime, within these bounds.
+	batchTime    = 10 * time.Millisecond
+	leastRecords = 64
+	mostRecords  = fsm.MaxResealed
 	batchBytes   = 256 << 10
 	// levelOfRotation is the format level that has rotation.
 	levelOfRotation = 2
@@ -192,7 +194,7 @@ func (n *Node) reseal() error {
 		return slices.ContainsFunc(retired, func(id []byte) bool { return bytes.Equal(id, epoch) })
 	}
 	view := n.machine.View() // after the keys: it has the entry that retired them
-	b := batch{n: n}
+	b := batch{n: n, size: 2 * leastRecords}
 	for s := range view.Secrets() {
 		for _, v := range s.Versions {
 			if stale(v.Value) {
@@ -236,6 +238,7 @@ type batch struct {
 	n       *Node
 	epoch   []byte // that the ciphertexts of op are under, or an older one
 	op      *fsmpb.Reseal
+	size    int // records that it may have now
 	count   int
 	bytes   int
 	found   int // in all: stale
@@ -262,7 +265,7 @@ func (b *batch) policy(p *fsmpb.Policy) error {
 // seal makes the ciphertext under the current key; nil for one that does not open.
 func (b *batch) seal(kind store.Kind, token fsm.Token, version uint64, stale []byte) ([]byte, error) {
 	b.found++
-	if b.count >= batchRecords || b.bytes+len(stale) > batchBytes && b.count > 0 {
+	if b.count >= b.size || b.bytes+len(stale) > batchBytes && b.count > 0 {
 		if err := b.send(); err != nil {
 			return nil, err
 		}
@@ -314,7 +317,14 @@ func (b *batch) send() error {
 	}
 	b.done += int(result.Resealed)
 	b.op, b.count, b.bytes = nil, 0, 0
-	if !b.n.sleep(time.Since(began)) {
+	took := time.Since(began)
+	switch {
+	case took < batchTime:
+		b.size = min(b.size*2, mostRecords)
+	case took > 2*batchTime:
+		b.size = max(b.size/2, leastRecords)
+	}
+	if !b.n.sleep(took) {
 		return context.Canceled
 	}
 	return nil
