@@ -518,6 +518,8 @@ func TestTwoInitialisationsAtOnce(t *testing.T) {
 
 // ledger is as much of the replicated state as these tests need.
 type ledger struct {
+	seal.Ledger // for what these tests do not use
+
 	mu    sync.Mutex
 	state seal.State
 }
