@@ -44,7 +44,7 @@ type limits struct {
 // their own: who looks what is wrong must not stand in the line that is it.
 var (
 	requestLimits  = limits{all: 256, each: 64, waiting: 2048, ofEach: 512, patience: 2 * time.Second}
-	operatorLimits = limits{all: 64, each: 32, waiting: 64, ofEach: 32, patience: 2 * time.Second}
+	operatorLimits = limits{all: 128, each: 8, waiting: 64, ofEach: 16, patience: 2 * time.Second}
 )
 
 var errOverloaded = secret.Errorf(secret.CodeOverloaded, "too many requests are under way; try again later or ask another peer")

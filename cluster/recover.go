@@ -78,8 +78,8 @@ type Recovery struct {
 	afterStep func(string) error // for tests that crash there
 }
 
-// InspectData reports on a stopped peer's data directory, which it checks and
-// does not change. Errors are those of Start.
+// InspectData reports on a stopped peer's data directory, which it checks as a
+// start does: unfinished snapshots are removed, and nothing else changes. Errors are those of Start.
 func InspectData(ctx context.Context, dir string) (Report, error) {
 	n, err := openStopped(ctx, dir, nil)
 	if err != nil {
@@ -341,5 +341,6 @@ func (n *Node) heed(cluster []byte, incarnation uint64) {
 	if err := writeMarker(n.cfg.Dir, m); err != nil { // then the next start learns it anew
 		n.log.Error("keep the cluster marker", "error", err)
 	}
+	n.marker.Store(m) // what is written after this keeps it
 	n.fail(fmt.Errorf("%w (this peer is of incarnation %d, the cluster of %d)", ErrSuperseded, m.GetIncarnation(), incarnation))
 }
