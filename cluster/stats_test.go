@@ -64,11 +64,12 @@ func TestLag(t *testing.T) {
 	c.startAll()
 	f := c.follower()
 	c.propose(f, "a")
-	eventually(t, "no lag", func() bool { return f.Status().Lag == 0 })
-	s := f.Status()
-	if heard := f.transport.commit.Load(); heard == 0 || heard < s.CommitIndex {
-		t.Errorf("committed is %d, and it was told of %d", s.CommitIndex, heard)
-	}
+	var s Status
+	eventually(t, "told of what is committed, and no lag", func() bool {
+		s = f.Status()
+		heard := f.transport.commit.Load()
+		return s.Lag == 0 && heard > 0 && heard >= s.CommitIndex && s.AppliedIndex > 0
+	})
 	raise(&f.transport.commit, s.CommitIndex+7)
 	if got := f.Status().Lag; got != 7 {
 		t.Errorf("7 entries away: %d", got)
