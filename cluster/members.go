@@ -28,7 +28,7 @@ func (n *Node) change(ctx context.Context, op peerpb.ChangeRequest_Op, id, addre
 	}
 	if op == peerpb.ChangeRequest_OP_TRANSFER {
 		err := n.TransferLeadership(ctx, id)
-		if err != nil && !errors.Is(err, ErrUnknownPeer) && !errors.Is(err, ErrNoLeader) && ctx.Err() == nil {
+		if err != nil && !errors.Is(err, ErrUnknownPeer) && !errors.Is(err, ErrSilentPeer) && !errors.Is(err, ErrNoLeader) && ctx.Err() == nil {
 			return fmt.Errorf("%w: %w", ErrNotReady, err)
 		}
 		return err

@@ -22,12 +22,18 @@ func (c *testCluster) joiner(id string) (address string) {
 	if c.lns[id] != nil {
 		_ = c.lns[id].Close()
 	}
-	ln := listen(c.t, "127.0.0.1:0")
-	c.lns[id] = ln
-	address = ln.Addr().String()
 	c.net.mu.Lock()
+	defer c.net.mu.Unlock()
+	for address == "" || c.net.owner[address] != "" { // the system gives a port again that a stopped peer had
+		ln := listen(c.t, "127.0.0.1:0")
+		defer func() {
+			if c.lns[id] != ln {
+				_ = ln.Close()
+			}
+		}()
+		c.lns[id], address = ln, ln.Addr().String()
+	}
 	c.net.owner[address] = id
-	c.net.mu.Unlock()
 	c.joins[id] = address
 	return address
 }

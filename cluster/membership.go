@@ -181,6 +181,7 @@ var changeVerdicts = []struct {
 	{ErrChangeUnderWay, peerpb.ChangeResponse_VERDICT_BUSY},
 	{ErrInvalidChange, peerpb.ChangeResponse_VERDICT_INVALID},
 	{ErrUnknownPeer, peerpb.ChangeResponse_VERDICT_NO_MEMBER},
+	{ErrSilentPeer, peerpb.ChangeResponse_VERDICT_SILENT},
 	{ErrMember, peerpb.ChangeResponse_VERDICT_EXISTS},
 	{ErrAddress, peerpb.ChangeResponse_VERDICT_ADDRESS},
 	{ErrForeignData, peerpb.ChangeResponse_VERDICT_FOREIGN},

@@ -236,5 +236,5 @@ func (s service) Term(_ context.Context, req *peerpb.TermRequest) (*peerpb.TermR
 	case r == nil || s.n.ctx.Err() != nil:
 		return &peerpb.TermResponse{Refusal: peerpb.Refusal_REFUSAL_NOT_READY}, nil
 	}
-	return &peerpb.TermResponse{Term: r.CurrentTerm(), Applied: s.n.Applied()}, nil
+	return &peerpb.TermResponse{Term: r.CurrentTerm(), Applied: s.n.Applied(), Last: r.LastIndex()}, nil
 }

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"fmt"
 	"strconv"
 	"time"
@@ -131,51 +130,4 @@ func (n *Node) whyNoLeader() error {
 		return fmt.Errorf("%w: the cluster has not formed", ErrNotReady)
 	}
 	return ErrNoLeader
-}
-
-// TransferLeadership hands leadership to the peer to, or to the most up to date
-// voter when to is "". Only the leader can; ErrNoLeader otherwise.
-func (n *Node) TransferLeadership(ctx context.Context, to string) error {
-	if !n.leads() {
-		return fmt.Errorf("%w: this peer does not lead", ErrNoLeader)
-	}
-	r := n.raft.Load()
-	others, voter := 0, false
-	for _, s := range r.GetConfiguration().Configuration().Servers {
-		if s.Suffrage == raft.Voter && string(s.ID) != n.cfg.ID {
-			others++
-			voter = voter || string(s.ID) == to
-		}
-	}
-	switch {
-	case to == n.cfg.ID:
-		return nil
-	case others == 0:
-		return fmt.Errorf("%w: there is no other voter", ErrUnknownPeer)
-	case to != "" && !voter:
-		return fmt.Errorf("%w: %q is not a voter", ErrUnknownPeer, to)
-	}
-	if !n.queue.hold() {
-		return ErrStopped
-	}
-	n.transfers.Add(1)
-	done := make(chan error, 1)
-	go func() {
-		defer n.queue.fly.Done()
-		defer n.transfers.Add(-1)
-		if to == "" {
-			done <- n.queue.settled(r.LeadershipTransfer())
-		} else {
-			done <- n.queue.settled(r.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
-		}
-	}()
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("transfer leadership: %w", err)
-		}
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -52,6 +52,7 @@ var refusals = []struct {
 	{cluster.ErrQuorumAtRisk, "quorum_at_risk"},
 	{cluster.ErrChangeUnderWay, client.ReasonChangeUnderWay},
 	{cluster.ErrMember, "member_exists"},
+	{cluster.ErrSilentPeer, "peer_silent"},
 }
 
 // memberError: what the cluster refuses as things are is a conflict, which no

@@ -79,7 +79,7 @@ func TestLinearizable(t *testing.T) {
 	t.Parallel()
 	runs, length, least := 1, 15*time.Second, int64(150)
 	if os.Getenv("SPIKE_TEST_LONG") != "" {
-		runs, length, least = 20, 40*time.Second, 1000
+		runs, length, least = 20, 25*time.Second, 1000
 	}
 	for run := range runs {
 		t.Run(strconv.Itoa(run), func(t *testing.T) { linearizable(t, length, least) })
@@ -94,9 +94,11 @@ const (
 
 // history is what the clients saw.
 type history struct {
-	begin time.Time
-	asked [peers]atomic.Int64 // operations that were begun through each peer
-	good  [peers]atomic.Int64 // and those that it answered
+	begin  time.Time
+	length time.Duration       // that it has at least,
+	least  int64               // and operations that each peer answers while faults go on
+	asked  [peers]atomic.Int64 // operations that were begun through each peer
+	good   [peers]atomic.Int64 // and those that it answered
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
@@ -107,8 +109,7 @@ func linearizable(t *testing.T, length time.Duration, least int64) {
 	t.Logf("seed %d", seed)
 	c := broken(t, harness.Options{Voters: voters, Learners: 1, Links: true})
 	operator := c.client(harness.Superuser, 0, 1, 2, 3)
-	h := &history{begin: time.Now()}
-	end := h.begin.Add(length)
+	h := &history{begin: time.Now(), length: length, least: least}
 	var wg sync.WaitGroup
 	var unique atomic.Int64
 	for id := range peers * perPeer {
@@ -116,12 +117,12 @@ func linearizable(t *testing.T, length time.Duration, least int64) {
 		cl := c.client(harness.Superuser, peer)
 		random := rand.New(rand.NewPCG(seed, uint64(id)))
 		wg.Go(func() {
-			for time.Now().Before(end) {
+			for !h.over() {
 				h.operation(cl, id, peer, random, &unique)
 			}
 		})
 	}
-	faults := c.attack(operator, rand.New(rand.NewPCG(seed, 1<<32)), h, end)
+	faults := c.attack(operator, rand.New(rand.NewPCG(seed, 1<<32)), h)
 	wg.Wait()
 	t.Logf("faults: %v", faults)
 	for i := range h.good {
@@ -178,9 +179,19 @@ func (h *history) check(t *testing.T, seed uint64) {
 	}
 }
 
-// attack does harm until end, one fault at a time, and returns how many of each.
+// over ends a run: it was long enough, and each peer answered enough, or too little
+// in four times that.
+func (h *history) over() bool {
+	took, enough := time.Since(h.begin), true
+	for i := range h.good {
+		enough = enough && h.good[i].Load() >= h.least
+	}
+	return took >= h.length && enough || took >= 4*h.length
+}
+
+// attack does harm until the run is over, one fault at a time, and returns how many of each.
 // Whenever a fault is over, every peer must answer again before the next one.
-func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *history, end time.Time) map[string]int {
+func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *history) map[string]int {
 	c.t.Helper()
 	done := map[string]int{}
 	answered := func(least int64, which ...int) {
@@ -191,14 +202,14 @@ func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *hi
 		}
 		c.eventually("the peers that are left answer", func() error {
 			for _, i := range which {
-				if n := h.good[i].Load() - before[i]; n < least && time.Now().Before(end) {
+				if n := h.good[i].Load() - before[i]; n < least && !h.over() {
 					return fmt.Errorf("%s: %d operations", harness.PeerName(i), n)
 				}
 			}
 			return nil
 		})
 	}
-	for n := random.IntN(4); time.Now().Before(end); n++ {
+	for n := random.IntN(4); !h.over(); n++ {
 		from := time.Since(h.begin)
 		leader := c.leader(operator)
 		others := slices.DeleteFunc([]int{0, 1, 2}, func(i int) bool { return i == leader })
@@ -228,7 +239,7 @@ func (c *brokenCluster) attack(operator *client.Client, random *rand.Rand, h *hi
 			answered(10, others...)
 			asked := h.asked[victim].Load()
 			c.eventually("the clients of the frozen peer ask again", func() error {
-				if n := h.asked[victim].Load() - asked; n < perPeer && time.Now().Before(end) {
+				if n := h.asked[victim].Load() - asked; n < perPeer && !h.over() {
 					return fmt.Errorf("%d of them", n)
 				}
 				return nil

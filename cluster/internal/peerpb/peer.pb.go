@@ -272,6 +272,7 @@ const (
 	ChangeResponse_VERDICT_BEHIND     ChangeResponse_Verdict = 8 // applied, commit, bound
 	ChangeResponse_VERDICT_AT_RISK    ChangeResponse_Verdict = 9 // voters, need, unreachable
 	ChangeResponse_VERDICT_FOREIGN    ChangeResponse_Verdict = 10
+	ChangeResponse_VERDICT_SILENT     ChangeResponse_Verdict = 12 // nothing was done: the peer does not answer, or gets no entries: message
 	ChangeResponse_VERDICT_ADDRESS    ChangeResponse_Verdict = 11 // the peer was not found at address: message
 )
 
@@ -289,6 +290,7 @@ var (
 		8:  "VERDICT_BEHIND",
 		9:  "VERDICT_AT_RISK",
 		10: "VERDICT_FOREIGN",
+		12: "VERDICT_SILENT",
 		11: "VERDICT_ADDRESS",
 	}
 	ChangeResponse_Verdict_value = map[string]int32{
@@ -303,6 +305,7 @@ var (
 		"VERDICT_BEHIND":     8,
 		"VERDICT_AT_RISK":    9,
 		"VERDICT_FOREIGN":    10,
+		"VERDICT_SILENT":     12,
 		"VERDICT_ADDRESS":    11,
 	}
 )
@@ -930,6 +933,7 @@ type TermResponse struct {
 	Refusal       Refusal                `protobuf:"varint,1,opt,name=refusal,proto3,enum=spikeha.peer.v1.Refusal" json:"refusal,omitempty"`
 	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	Applied       uint64                 `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"` // greatest command index applied
+	Last          uint64                 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`       // index of the newest entry of its log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -981,6 +985,13 @@ func (x *TermResponse) GetTerm() uint64 {
 func (x *TermResponse) GetApplied() uint64 {
 	if x != nil {
 		return x.Applied
+	}
+	return 0
+}
+
+func (x *TermResponse) GetLast() uint64 {
+	if x != nil {
+		return x.Last
 	}
 	return 0
 }
@@ -1825,11 +1836,12 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\arefusal\x18\x01 \x01(\x0e2\x18.spikeha.peer.v1.RefusalR\arefusal\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\";\n" +
 	"\vTermRequest\x12,\n" +
-	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\"p\n" +
+	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\"\x84\x01\n" +
 	"\fTermResponse\x122\n" +
 	"\arefusal\x18\x01 \x01(\x0e2\x18.spikeha.peer.v1.RefusalR\arefusal\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
-	"\aapplied\x18\x03 \x01(\x04R\aapplied\"\x88\x02\n" +
+	"\aapplied\x18\x03 \x01(\x04R\aapplied\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\x04R\x04last\"\x88\x02\n" +
 	"\rChangeRequest\x12,\n" +
 	"\x05scope\x18\x01 \x01(\v2\x16.spikeha.peer.v1.ScopeR\x05scope\x121\n" +
 	"\x02op\x18\x02 \x01(\x0e2!.spikeha.peer.v1.ChangeRequest.OpR\x02op\x12\x0e\n" +
@@ -1845,7 +1857,7 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\tOP_DEMOTE\x10\x03\x12\r\n" +
 	"\tOP_REMOVE\x10\x04\x12\x0f\n" +
 	"\vOP_TRANSFER\x10\x05\x12\v\n" +
-	"\aOP_MOVE\x10\x06\"\x88\x04\n" +
+	"\aOP_MOVE\x10\x06\"\x9c\x04\n" +
 	"\x0eChangeResponse\x12A\n" +
 	"\averdict\x18\x01 \x01(\x0e2'.spikeha.peer.v1.ChangeResponse.VerdictR\averdict\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -1854,7 +1866,7 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\x05bound\x18\x05 \x01(\x04R\x05bound\x12\x16\n" +
 	"\x06voters\x18\x06 \x01(\rR\x06voters\x12\x12\n" +
 	"\x04need\x18\a \x01(\rR\x04need\x12 \n" +
-	"\vunreachable\x18\b \x03(\tR\vunreachable\"\x82\x02\n" +
+	"\vunreachable\x18\b \x03(\tR\vunreachable\"\x96\x02\n" +
 	"\aVerdict\x12\x13\n" +
 	"\x0fVERDICT_UNKNOWN\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1868,7 +1880,8 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\x0eVERDICT_BEHIND\x10\b\x12\x13\n" +
 	"\x0fVERDICT_AT_RISK\x10\t\x12\x13\n" +
 	"\x0fVERDICT_FOREIGN\x10\n" +
-	"\x12\x13\n" +
+	"\x12\x12\n" +
+	"\x0eVERDICT_SILENT\x10\f\x12\x13\n" +
 	"\x0fVERDICT_ADDRESS\x10\v\"|\n" +
 	"\fAdmitRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
