@@ -267,6 +267,28 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
+// A directory that was lost altogether shows as well, and as what it is.
+func TestReconcileNewLog(t *testing.T) {
+	t.Parallel()
+	log := open(t, t.TempDir(), 0)
+	fill(t, log, 10)
+	anchor, _ := log.Anchor()
+	dir := t.TempDir()
+	log = open(t, dir, 0)
+	fill(t, log, 2)
+	if ok, err := log.Reconcile(anchor); ok || err != nil || !log.Begun() {
+		t.Fatal(ok, err, log.Begun())
+	}
+	report := verify(t, dir, nil)
+	if len(report.Findings) != 1 || !strings.Contains(report.Findings[0].Detail, "begun anew after the cluster's anchor "+anchor.String()) || report.Count <= anchor.Count {
+		t.Fatalf("%+v", report)
+	}
+	log.Close()
+	if open(t, dir, 0).Begun() {
+		t.Error("a log that goes on was begun")
+	}
+}
+
 // An answer must not leave when its record cannot be written, and the log must
 // heal when the disk does.
 func TestWriteFailure(t *testing.T) {

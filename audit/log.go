@@ -37,6 +37,7 @@ type Log struct {
 
 	mu       sync.Mutex // guards what follows
 	at       Anchor     // after the last record chained
+	begun    bool       // by Open: there was no record
 	chunks   []chunk    // chained, not yet written; the last is open for more
 	pending  int        // bytes in chunks
 	size     int64      // of the current file once chunks are written
@@ -103,9 +104,13 @@ func (l *Log) resume() error {
 			return err
 		}
 	}
+	l.begun = true
 	l.rotate("")
 	return nil
 }
+
+// Begun tells that Open found no records and began the log.
+func (l *Log) Begun() bool { return l.begun }
 
 // reopen opens a file for appending if its chain can be continued.
 func (l *Log) reopen(path string, scan *scan) error {
@@ -337,7 +342,11 @@ func (l *Log) Reconcile(anchor Anchor) (ok bool, err error) {
 	l.mu.Lock()
 	had := l.at
 	l.at.Count = max(l.at.Count, anchor.Count)
-	l.rotate(fmt.Sprintf("the cluster's anchor %s is not in this log, which ended at %s", anchor, had))
+	detail := fmt.Sprintf("the cluster's anchor %s is not in this log, which ended at %s", anchor, had)
+	if l.begun {
+		detail = fmt.Sprintf("begun anew after the cluster's anchor %s: the log of before was not here", anchor)
+	}
+	l.rotate(detail)
 	l.mu.Unlock()
 	return false, l.flush(true)
 }

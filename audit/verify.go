@@ -68,7 +68,7 @@ func Verify(dir string, anchor *Anchor) (Report, error) {
 		case fileName(s.first.Seq) != filepath.Base(path):
 			bad("the file's name does not fit its first record: it was renamed or exchanged")
 		case s.breakDetail != "":
-			bad("the chain was broken and begun again: " + s.breakDetail)
+			bad("the chain was broken here: " + s.breakDetail)
 		case previous == nil && s.first.Prev != hex.EncodeToString(make([]byte, sha256.Size)):
 			bad(fmt.Sprintf("records 1 to %d are missing", s.first.Seq-1))
 		case previous != nil && s.peer != previous.peer:

@@ -29,7 +29,7 @@ func memberCommands() []*cli.Command {
 				return cl.DemoteMember(ctx, c.Args().First())
 			}, "Take the vote of %s?")},
 		{Name: "remove", Usage: "take a member out of the cluster", ArgsUsage: "ID", Flags: []cli.Flag{yesFlag()},
-			Action: memberAction(1, 1, "is no member any more; stop it, and wipe its data directory", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
+			Action: memberAction(1, 1, "is no member any more; stop it; to take it in again, first remove raft/ in its data directory and keep audit/", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.RemoveMember(ctx, c.Args().First())
 			}, "Remove %s from the cluster?")},
 		replaceCommand(),

@@ -36,8 +36,8 @@ func offlineCommands() []*cli.Command {
 			Description: "The peer becomes the only voter of the cluster, under a new incarnation, with everything that is in its\n" +
 				"log; what the lost ones had acknowledged beyond it is gone. Choose the survivor that has most: of each\n" +
 				"other one in --peers it must be known what it holds, from --report or from its API (--address), and none\n" +
-				"may hold more. Afterwards start this peer, and bring the others back with their data directories\n" +
-				"wiped: 'spikectl cluster join', then promote. One that comes back unwiped is told, and ends.\n" +
+				"may hold more. Afterwards start this peer, and bring the others back: of each remove raft/ in its data\n" +
+				"directory and keep audit/, then 'spikectl cluster join' and promote. One that comes back as it was is told, and ends.\n" +
 				"Interrupted, it is run again with the same arguments.",
 			Action: recoverData},
 	}
@@ -175,7 +175,7 @@ func recoverData(c *cli.Context) error {
 	}
 	return show(c, answer, func(io.Writer) {
 		if !r.DryRun {
-			fmt.Fprintf(w, "Recovered: incarnation %d. Start %s; then join the others, wiped: spikectl cluster join ID HOST:PORT\n", incarnation, here.ID)
+			fmt.Fprintf(w, "Recovered: incarnation %d. Start %s; then join the others, each with raft/ in its data directory removed and audit/ kept: spikectl cluster join ID HOST:PORT\n", incarnation, here.ID)
 		}
 	})
 }

@@ -77,7 +77,7 @@ func replaceMember(c *cli.Context, dial dialer) error {
 		}
 	}
 	return show(c, map[string]any{"removed": r.old, "member": r.id, "voter": r.vote, "done": true}, func(io.Writer) {
-		fmt.Fprintf(c.App.ErrWriter, "%s has taken the place of %s; stop %s if it runs, and wipe its data directory\n", r.id, r.old, r.old)
+		fmt.Fprintf(c.App.ErrWriter, "%s has taken the place of %s; stop %s if it runs; its audit log is worth keeping\n", r.id, r.old, r.old)
 	})
 }
 

@@ -31,6 +31,10 @@ var (
 	ErrNoHandler = errors.New("the peer knows no such call")
 )
 
+// comeBack is how a peer whose data is of no use becomes a member again. The audit
+// log beside that data is held against the cluster's anchor, and must stay.
+const comeBack = "remove raft/ in its data directory, keep audit/, start it and take it in again: 'spikectl cluster remove', if it is a member still, then 'cluster join'"
+
 // Errors of Start and of the data directory.
 var (
 	// ErrDirInUse: another process has the data directory locked.
@@ -38,17 +42,17 @@ var (
 	// ErrForeignData: the data belongs to another peer or another cluster.
 	ErrForeignData = errors.New("the data belongs to another peer or cluster")
 	// ErrNewerFormat: written by a newer version of this software.
-	ErrNewerFormat = errors.New("the data was written by a newer version; run that version, or wipe the directory and join again")
+	ErrNewerFormat = errors.New("the data was written by a newer version; run that version, or " + comeBack)
 	// ErrCorruptMarker: the marker file is damaged.
-	ErrCorruptMarker = errors.New("the cluster marker is damaged; wipe the data directory and join this peer again")
+	ErrCorruptMarker = errors.New("the cluster marker of this peer is damaged: " + comeBack)
 	// ErrCorruptSnapshot: the newest snapshot cannot be read back.
-	ErrCorruptSnapshot = errors.New("the newest snapshot is damaged; wipe the data directory and join this peer again")
+	ErrCorruptSnapshot = errors.New("the newest snapshot of this peer is damaged: " + comeBack)
 	// ErrLostData: the marker says that this peer has voted, but its Raft data
 	// is gone. Without it the peer could vote twice, so it must not start.
-	ErrLostData = errors.New("the Raft data is gone; wipe the data directory and join this peer again")
+	ErrLostData = errors.New("the Raft data of this peer is gone: " + comeBack)
 	// ErrWiped: this peer is empty, but the others have formed the cluster with
 	// it: it lost its data. An operator removes it and adds it again, as a learner.
-	ErrWiped = errors.New("this peer lost its data: the others have formed the cluster already; it must join again")
+	ErrWiped = errors.New("this peer lost its data: the others have formed the cluster already: " + comeBack)
 	// ErrDiskHangs: a write to the Raft log did not come back in Timing.Disk.
 	ErrDiskHangs = errors.New("the disk of the Raft log hangs; this peer stops so that another can lead: look at the disk, then start it again")
 	// ErrNoProgress: Raft on this peer does not move although it could. To be
@@ -59,7 +63,7 @@ var (
 	// ErrRecovering: recovery was begun on this data and did not come to its end.
 	ErrRecovering = errors.New("the recovery of this peer was interrupted; run the same 'spikectl cluster recover' again")
 	// ErrSuperseded: an operator recovered the cluster without this peer.
-	ErrSuperseded = errors.New("the cluster was recovered from another peer, and what this one holds is of the time before: wipe its data directory, audit log aside, and join it again")
+	ErrSuperseded = errors.New("the cluster was recovered from another peer, and what this one holds is of the time before: " + comeBack)
 	// ErrRemoved: this peer is no longer a member.
 	ErrRemoved = errors.New("this peer was removed from the cluster")
 	// ErrWrongPeer: the other side of a connection is not who it should be.
@@ -75,8 +79,8 @@ type ErrCorruptLog struct {
 }
 
 func (e *ErrCorruptLog) Error() string {
-	return fmt.Sprintf("the Raft log %s is damaged at index %d (%s): wipe this peer's data directory and join it again; the other peers hold the same data",
-		e.File, e.Index, e.Detail)
+	return fmt.Sprintf("the Raft log %s is damaged at index %d (%s): the other peers hold the same data; %s",
+		e.File, e.Index, e.Detail, comeBack)
 }
 
 // RemoteError is what a handler of another peer answered to Call.

@@ -198,7 +198,7 @@ func (n *Node) mayPrepare(id string, r *peerpb.FormResponse, m *peerpb.Marker) e
 	case r.GetPhase() >= peerpb.Phase_PHASE_READY && !same && m == nil:
 		return formedAlready(id, r)
 	case r.GetPhase() != peerpb.Phase_PHASE_EMPTY && !same:
-		return fmt.Errorf("%w: peer %s holds data of cluster %x; if that is a leftover, wipe its data directory", ErrForeignData, id, r.GetClusterId())
+		return fmt.Errorf("%w: peer %s holds data of cluster %x; if that is a leftover, remove raft/ in its data directory and keep audit/", ErrForeignData, id, r.GetClusterId())
 	case r.GetVerdict() == peerpb.FormResponse_VERDICT_PEERS_DIFFER || m == nil && !samePeers(r.GetPeers(), n.formPeers()):
 		return n.differ(id, r)
 	case r.GetVerdict() != peerpb.FormResponse_VERDICT_OK:

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
@@ -231,18 +232,24 @@ func (n *Node) reconcileAudit(ctx context.Context) error {
 	if _, err := n.cluster.WaitRead(ctx); err != nil {
 		return err
 	}
-	good := true
+	good, count := true, uint64(0)
 	if anchor, ok := n.machine.View().Anchor(n.cfg.ID); ok {
 		var err error
+		count = anchor.Count
 		if good, err = n.audit.Reconcile(audit.Anchor{Count: anchor.Count, Head: [32]byte(anchor.Head)}); err != nil {
 			return err
 		}
 	}
 	n.reconciled = true
 	if !good {
-		n.log.Error("the audit log of this peer does not contain the point that the cluster has anchored: its tail was cut or it was exchanged; the break is recorded")
+		fault := "the chain was broken before this start: its tail was cut, or it was exchanged; run 'spikectl audit verify', and find out who did it"
+		if n.audit.Begun() {
+			fault = fmt.Sprintf("the audit log of before is not here: the cluster had seen %d records, and a new log was begun after them; "+
+				"keep the old one if you have it, and if nobody knows where it went, find out", count)
+		}
+		n.log.Error("the audit log of this peer does not contain the point that the cluster has anchored; the break is recorded", "fault", fault)
 		n.mu.Lock()
-		n.auditFault = "the chain was broken before this start: run 'spikectl audit verify'"
+		n.auditFault = fault
 		n.mu.Unlock()
 	}
 	return nil

@@ -2,8 +2,10 @@ package node_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -122,10 +124,20 @@ func TestLifeOfAMember(t *testing.T) {
 	}
 }
 
-// A voter that lost its disk, audit log included, stays out until it is removed
-// and added; then it serves and votes again.
+// A voter that lost its data stays out until it is removed and added; then it
+// serves and votes again. Its audit log goes on when it was kept, and when it was
+// lost, too, that shows.
 func TestWipedPeerComesBack(t *testing.T) {
 	t.Parallel()
+	for name, lost := range map[string]string{"raft": "raft", "all": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wipedPeerComesBack(t, lost)
+		})
+	}
+}
+
+func wipedPeerComesBack(t *testing.T, lost string) {
 	c := nodetest.Booted(t, nodetest.Options{})
 	ctx := context.Background()
 	wiped := (c.Leader() + 1) % 3
@@ -139,8 +151,14 @@ func TestWipedPeerComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	id, address := status.Peers[wiped].ID, status.Peers[wiped].Address
+	nodetest.Eventually(t, "its audit log is anchored", func() error {
+		if status, err = su.Status(ctx); err == nil && status.Peers[wiped].AuditAnchor == "" {
+			err = errors.New("no anchor")
+		}
+		return err
+	})
 	c.Stop(wiped)
-	if err := os.RemoveAll(c.DataDir(wiped)); err != nil {
+	if err := os.RemoveAll(filepath.Join(c.DataDir(wiped), lost)); err != nil {
 		t.Fatal(err)
 	}
 	c.Start(wiped)
@@ -158,4 +176,13 @@ func TestWipedPeerComesBack(t *testing.T) {
 		t.Fatal(values, err)
 	}
 	nodetest.Eventually(t, "it votes again", func() error { return su.PromoteMember(ctx, id) })
+	fault := c.Node(wiped).Status(ctx).Peers[wiped].AuditFault
+	c.Stop(wiped)
+	report, err := audit.Verify(filepath.Join(c.DataDir(wiped), "audit"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept := lost != ""; kept != (fault == "") || kept != (len(report.Findings) == 0) || !kept && !strings.Contains(fault, "is not here") {
+		t.Errorf("fault %q, findings %v", fault, report.Findings)
+	}
 }
