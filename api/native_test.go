@@ -434,6 +434,22 @@ func TestNativeSealed(t *testing.T) {
 			t.Errorf("%s: %s %+v %v", route, response.Status, failure, err)
 		}
 	}
+	for given, want := range map[string]int{"1": http.StatusServiceUnavailable, "0": http.StatusBadRequest, "-1": http.StatusBadRequest,
+		"1s": http.StatusBadRequest, "99999999999": http.StatusBadRequest} {
+		r, err := http.NewRequest(http.MethodPost, "https://"+a.address+client.RouteSecretGet, strings.NewReader(`{"path":"a"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set(client.HeaderTimeout, given)
+		response, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != want {
+			t.Errorf("%s: %s: %s", client.HeaderTimeout, given, response.Status)
+		}
+	}
 }
 
 // Our client refuses what JSON would change, before anything is sent.

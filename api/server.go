@@ -151,7 +151,28 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, handler http.Han
 		return
 	}
 	defer leave()
-	handler(w, r)
+	ctx, cancel, err := within(r)
+	if err != nil {
+		refuse(err)
+		return
+	}
+	defer cancel()
+	handler(w, r.WithContext(ctx))
+}
+
+// within is r's context, bounded by the time that the client gives. What is not
+// done by then is withdrawn, and the client told so while it still waits.
+func within(r *http.Request) (context.Context, context.CancelFunc, error) {
+	header := r.Header.Get(client.HeaderTimeout)
+	if header == "" {
+		return r.Context(), func() {}, nil
+	}
+	ms, err := strconv.ParseUint(header, 10, 31)
+	if err != nil || ms == 0 {
+		return nil, nil, secret.Invalid(client.HeaderTimeout, "it is not a number of milliseconds")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), time.Duration(ms)*time.Millisecond)
+	return ctx, cancel, nil
 }
 
 func (s *Server) draining() (leaving, closed bool) {

@@ -2,11 +2,16 @@ package node_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/node/nodetest"
+	"github.com/spike-ha/spike-ha/secret"
 )
 
 // The thinnest path through every layer: three peers, three Keepers, a write
@@ -57,4 +62,36 @@ func TestStatusDoesNotCountAWipedPeer(t *testing.T) {
 		}
 		return fmt.Errorf("no peer is forming: %+v", status.Peers)
 	})
+}
+
+// Without a majority a change is certainly not made, and the caller hears that:
+// also when its time ends before the peer's patience.
+func TestWithoutAMajorityNothingIsInDoubt(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	left := c.Leader()
+	c.Stop((left + 1) % 3)
+	c.Stop((left + 2) % 3)
+	nodetest.Eventually(t, "the one that is left knows no leader", func() error {
+		if leader := c.Node(left).Status(context.Background()).Leader; leader != "" {
+			return errors.New(leader)
+		}
+		return nil
+	})
+	for name, change := range map[string]func(context.Context, *client.Client) error{
+		"put": func(ctx context.Context, cl *client.Client) error {
+			_, err := cl.Put(ctx, "a/b", map[string]string{"k": "v"}, nil)
+			return err
+		},
+		"join":   func(ctx context.Context, cl *client.Client) error { return cl.AddMember(ctx, "nexus-9", "127.0.0.1:1") },
+		"remove": func(ctx context.Context, cl *client.Client) error { return cl.RemoveMember(ctx, "nexus-3") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			defer cancel()
+			if err := change(ctx, c.Client(nodetest.Role("superuser"))); secret.CodeOf(err) != secret.CodeUnavailable || !strings.Contains(err.Error(), "leader") {
+				t.Errorf("%s: %v", secret.CodeOf(err), err)
+			}
+		})
+	}
 }

@@ -25,6 +25,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -410,7 +411,7 @@ func (c *Client) learn(ctx context.Context) error {
 		if err == nil {
 			err = secret.Errorf(secret.CodeSealed, "no peer that was asked is unsealed")
 		}
-		if e := pause(ctx, try, len(c.peers)); e != nil {
+		if !pause(ctx, try, len(c.peers)) {
 			return unavailable(err)
 		}
 	}
@@ -458,10 +459,8 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 		default:
 			return maybe, err
 		}
-		if e := pause(ctx, try, len(c.peers)); e != nil {
-			if ctx.Err() != nil {
-				err = cmp.Or(told, met, err)
-			}
+		if !pause(ctx, try, len(c.peers)) {
+			err = cmp.Or(told, met, err)
 			if maybe {
 				return true, &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
 			}
@@ -470,22 +469,33 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 	}
 }
 
+// lastTry is the least time that another try is worth: one that ends without an
+// answer would leave in doubt what the ones before it had settled.
+const lastTry = 500 * time.Millisecond
+
 // pause waits between tries: not before every peer was asked once, then longer
-// and longer up to 400 ms.
-func pause(ctx context.Context, try, peers int) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
+// and longer up to 400 ms. It is false when there is no time for another.
+func pause(ctx context.Context, try, peers int) bool {
+	wait := time.Duration(0)
+	if try+1 >= peers {
+		wait = time.Duration(25<<min(try+1-peers, 4)) * time.Millisecond
 	}
-	if try+1 < peers {
-		return nil
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+lastTry {
+		return false
 	}
-	wait := time.Duration(25<<min(try+1-peers, 4)) * time.Millisecond
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return false
 	case <-time.After(wait):
-		return nil
+		return ctx.Err() == nil
 	}
+}
+
+// allowance is how long a peer may work on a request that is waited for until
+// deadline: less, so that its answer arrives.
+func allowance(deadline time.Time) time.Duration {
+	left := time.Until(deadline)
+	return max(left-min(left/4, time.Second), time.Millisecond)
 }
 
 func unavailable(err error) error {
@@ -508,12 +518,17 @@ func (c *Client) attempt(ctx context.Context, peer, method, route string, body [
 func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var sent atomic.Bool // perhaps: without a connection certainly not
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
 	request, err := http.NewRequestWithContext(ctx, method, peer+route, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}
 	if method == http.MethodPost {
 		request.Header.Set("Content-Type", "application/json")
+		if deadline, ok := ctx.Deadline(); ok && route != RouteSecretWatch { // a watch says itself how long
+			request.Header.Set(HeaderTimeout, strconv.FormatInt(allowance(deadline).Milliseconds(), 10))
+		}
 	}
 	if writeID != "" {
 		request.Header.Set(HeaderWriteID, writeID)
@@ -526,6 +541,9 @@ func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, m
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
+		if !sent.Load() {
+			err = fmt.Errorf("%w: %w", errNotSent, err)
+		}
 		return 0, nil, describe(peer, err)
 	}
 	defer response.Body.Close()
@@ -545,10 +563,6 @@ func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, m
 
 // describe says what is known of a failed attempt.
 func describe(peer string, err error) error {
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" {
-		err = fmt.Errorf("%w: %w", errNotSent, err)
-	}
 	var name *net.DNSError
 	if errors.As(err, &name) { // it may come: names of peers do, where they are started by an orchestrator
 		return &secret.Error{Code: secret.CodeUnavailable, Message: "the name of the peer " + peer + " does not resolve", Reason: ReasonNoSuchHost, Cause: err}

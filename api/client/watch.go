@@ -110,7 +110,7 @@ func (w *Watcher) poll(ctx context.Context) (answer WatchAnswer, err error) {
 		default:
 			return answer, err
 		}
-		if pause(patience, try, len(c.peers)) != nil {
+		if !pause(patience, try, len(c.peers)) {
 			switch {
 			case ctx.Err() != nil:
 				return answer, ctx.Err()

@@ -23,6 +23,10 @@ const (
 	// HeaderIdempotencyKey carries, in place of HeaderWriteID, a name of the
 	// client's own for one change: 1 to 128 printable ASCII characters.
 	HeaderIdempotencyKey = "Idempotency-Key"
+	// HeaderTimeout carries, in requests, for how many milliseconds the peer may
+	// work on it, if that is less than it would anyway. A client that waits a
+	// little longer than that hears what became of it.
+	HeaderTimeout = "Spike-Timeout"
 )
 
 // Headers of consistency, native and SPIKE routes alike.
