@@ -36,6 +36,9 @@ type Config struct {
 	// routes of operators. Optional.
 	Draining func() (leaving, closed bool)
 	Status   func(context.Context) client.Status
+	// Removed tells whether this peer is no member any more: it then only says how
+	// it is. Optional.
+	Removed func() bool
 }
 
 // Server answers requests; see Handler and Serve.
@@ -141,6 +144,10 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, handler http.Han
 	if leaving || aging(r, time.Now()) {
 		w.Header().Set("Connection", "close")
 	}
+	if s.cfg.Removed != nil && s.cfg.Removed() && !describes(r) {
+		refuse(errRemoved)
+		return
+	}
 	if closed && !forOperators(r) {
 		refuse(errDraining)
 		return
@@ -181,6 +188,14 @@ func (s *Server) draining() (leaving, closed bool) {
 	}
 	return s.cfg.Draining()
 }
+
+// describes tells the routes that only say how the peer is.
+func describes(r *http.Request) bool {
+	path := r.URL.EscapedPath()
+	return path == client.RouteHealth || path == client.RouteStatus
+}
+
+var errRemoved = &secret.Error{Code: secret.CodeUnavailable, Message: "this peer was removed from the cluster: stop it, or ask another", Reason: client.ReasonRemoved}
 
 var errDraining = &secret.Error{Code: secret.CodeUnavailable, Message: "this peer is being drained; ask another", Reason: "draining"}
 

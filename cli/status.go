@@ -59,7 +59,10 @@ func clusterState(s client.Status) string {
 			idle = append(idle, p.ID)
 		}
 	}
+	removed := func(p client.PeerStatus) bool { return p.ID == s.AskedPeer && p.State == "removed" }
 	switch {
+	case slices.ContainsFunc(s.Peers, removed):
+		return s.AskedPeer + " was removed from the cluster: stop it, or ask another"
 	case s.ClusterID == "":
 		return "being formed: all peers must be up for that"
 	case !s.Initialised:

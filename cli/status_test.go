@@ -38,6 +38,8 @@ func TestPrintStatus(t *testing.T) {
 			"sealed: no peer has its keys", []string{"sealed: a, b: " + reason}},
 		{"leader gone", []client.PeerStatus{peer("a", gone), peer("b", nil)}, nil, "about to elect a leader: a does not answer", nil},
 		{"no leader", []client.PeerStatus{peer("a", nil)}, func(s *client.Status) { s.Leader = "" }, "without a leader: a majority of the peers must be up", nil},
+		{"removed", []client.PeerStatus{peer("a", nil), peer("b", func(p *client.PeerStatus) { p.State = "removed" })}, func(s *client.Status) { s.AskedPeer, s.Leader = "b", "" },
+			"b was removed from the cluster: stop it, or ask another", nil},
 		{"new", []client.PeerStatus{peer("a", sealed)}, func(s *client.Status) { s.Initialised = false }, "waiting for its root key: run 'spikectl bootstrap'", nil},
 		{"audit", []client.PeerStatus{peer("a", func(p *client.PeerStatus) { p.AuditFault = "broken" })}, nil,
 			"serving, with a fault in an audit log", []string{"a, audit log: broken"}},

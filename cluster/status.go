@@ -122,6 +122,9 @@ func (n *Node) leader() string {
 	return string(id)
 }
 
+// Removed tells whether this peer knows that it is no member any more.
+func (n *Node) Removed() bool { return n.removed.Load() }
+
 func (n *Node) whyNoLeader() error {
 	if n.removed.Load() {
 		return fmt.Errorf("%w: %w", ErrNotReady, ErrRemoved)

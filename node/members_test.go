@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/node/nodetest"
 	"github.com/spike-ha/spike-ha/secret"
@@ -88,8 +90,12 @@ func TestLifeOfAMember(t *testing.T) {
 	})
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if values, _, err := learner.Get(short, "a/b", 0); err == nil {
-		t.Errorf("a removed peer answered %v", values)
+	var e *secret.Error
+	if _, _, err := learner.Get(short, "a/b", 0); !errors.As(err, &e) || e.Code != secret.CodeUnavailable || e.Reason != client.ReasonRemoved {
+		t.Errorf("a removed peer answered %v", err)
+	}
+	if s, err := learner.StatusOf(ctx, 0); err != nil || !slices.ContainsFunc(s.Peers, func(p client.PeerStatus) bool { return p.ID == s.AskedPeer && p.State == "removed" }) {
+		t.Errorf("the status of a removed peer: %+v, %v", s, err)
 	}
 	if values, _, err := su.Get(ctx, "a/c", 0); err != nil || values["k"] != "by the learner" {
 		t.Errorf("the others: %v, %v", values, err)

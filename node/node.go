@@ -190,7 +190,7 @@ func (n *Node) serve() error {
 		}
 	}
 	n.apiAddress = listener.Addr().String()
-	n.api = api.New(api.Config{Store: n.store, Domains: n.domains, Logger: n.log.With("part", "api"), Health: n.Health, Draining: n.Draining, Status: n.Status})
+	n.api = api.New(api.Config{Store: n.store, Domains: n.domains, Logger: n.log.With("part", "api"), Health: n.Health, Draining: n.Draining, Status: n.Status, Removed: n.cluster.Removed})
 	config := n.source.Server(func(id spiffeid.ID) error {
 		if !domains[id.TrustDomain().Name()] {
 			return errors.New("its trust domain is not configured here")

@@ -281,6 +281,9 @@ const (
 	ReasonChangeUnderWay = "change_under_way" // somebody else changes the members
 )
 
+// ReasonRemoved: the peer is no member of the cluster any more.
+const ReasonRemoved = "removed"
+
 // ReasonNoSuchHost says that no peer was asked, because its name does not resolve.
 const ReasonNoSuchHost = "no_such_host"
 
