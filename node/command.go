@@ -55,7 +55,7 @@ func Run(ctx context.Context, cfg Config, stderr io.Writer) error {
 		// as much garbage saves a quarter of the memory and costs a few percent.
 		debug.SetGCPercent(50)
 	}
-	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: durationsAsText}))
 	if err := seal.ProtectProcess(); err != nil {
 		log.Warn("keys in memory are less protected than they could be", "error", err)
 	}
@@ -81,4 +81,12 @@ func Run(ctx context.Context, cfg Config, stderr io.Writer) error {
 	case <-time.After(2 * stopWithin): // what waits for a disk heeds no context
 		return errors.Join(err, errors.New("this peer did not stop in time and is abandoned; does its disk hang?"))
 	}
+}
+
+// durationsAsText writes "5s" where JSON would have nanoseconds.
+func durationsAsText(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
