@@ -154,6 +154,11 @@ func recoverData(c *cli.Context) error {
 	if len(lost) > 0 {
 		fmt.Fprintf(w, "Not listed, so lost for good: %s. What they acknowledged beyond that entry is gone.\n", strings.Join(lost, ", "))
 	}
+	if r.Force {
+		for _, line := range forcedLosses(before, r.Others, ids) {
+			fmt.Fprintln(w, line)
+		}
+	}
 	if r.DryRun {
 		fmt.Fprintln(w, "Nothing was changed (--dry-run).")
 	} else {
@@ -224,6 +229,26 @@ func otherReports(c *cli.Context, here cluster.Report, ids []string) ([]cluster.
 		}
 	}
 	return list, nil
+}
+
+// forcedLosses says what the survivors ids hold, or may hold, beyond the peer
+// that is to be recovered: without --force it would be refused.
+func forcedLosses(here cluster.Report, others []cluster.Report, ids []string) (lines []string) {
+	for _, id := range ids {
+		at := slices.IndexFunc(others, func(o cluster.Report) bool { return o.ID == id })
+		switch {
+		case id == here.ID:
+		case at < 0:
+			lines = append(lines, fmt.Sprintf("Not known what %s holds: it may be more, and would be lost.", id))
+		case others[at].Incarnation != here.Incarnation || !others[at].Newer(here):
+		case others[at].LastTerm == here.LastTerm:
+			lines = append(lines, fmt.Sprintf("LOST by --force: %s holds %s more (up to %d of term %d).", id,
+				countAs(int(others[at].LastIndex-here.LastIndex), "entry", "entries"), others[at].LastIndex, others[at].LastTerm))
+		default: // where the two logs parted is not known
+			lines = append(lines, fmt.Sprintf("LOST by --force: %s holds newer entries (up to %d of term %d).", id, others[at].LastIndex, others[at].LastTerm))
+		}
+	}
+	return lines
 }
 
 var errHasQuorum = errors.New("there is a quorum, and nothing to recover")

@@ -56,8 +56,8 @@ type Report struct {
 	Recovering          bool     // a recovery was begun and did not end
 }
 
-// newer tells whether a holds entries that b does not, as elections judge.
-func (r Report) newer(b Report) bool {
+// Newer tells whether a holds entries that b does not, as elections judge.
+func (r Report) Newer(b Report) bool {
 	return r.LastTerm > b.LastTerm || r.LastTerm == b.LastTerm && r.LastIndex > b.LastIndex
 }
 
@@ -125,7 +125,7 @@ func Recover(ctx context.Context, r Recovery) (before Report, incarnation uint64
 			return before, 0, fmt.Errorf("%w: peer %s is of cluster %x, this data of %x", ErrForeignData, o.ID, o.ClusterID, before.ClusterID)
 		case o.Incarnation > before.Incarnation:
 			return before, 0, fmt.Errorf("%w: peer %s is of incarnation %d, this data of %d", ErrSuperseded, o.ID, o.Incarnation, before.Incarnation)
-		case o.Incarnation == before.Incarnation && o.newer(before) && !r.Force:
+		case o.Incarnation == before.Incarnation && o.Newer(before) && !r.Force:
 			return before, 0, fmt.Errorf("%w: %s has entry %d of term %d, %s ends at %d of term %d", ErrNewerPeer,
 				o.ID, o.LastIndex, o.LastTerm, before.ID, before.LastIndex, before.LastTerm)
 		}

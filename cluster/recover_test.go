@@ -194,7 +194,7 @@ func TestRecoveryAsksWhoIsNewest(t *testing.T) {
 		want bool
 	}{{Report{LastTerm: 2, LastIndex: 1}, Report{LastTerm: 1, LastIndex: 9}, true}, {Report{LastTerm: 1, LastIndex: 9}, Report{LastTerm: 2, LastIndex: 1}, false},
 		{Report{LastTerm: 1, LastIndex: 2}, Report{LastTerm: 1, LastIndex: 1}, true}, {Report{LastTerm: 1, LastIndex: 1}, Report{LastTerm: 1, LastIndex: 1}, false}} {
-		if x.a.newer(x.b) != x.want {
+		if x.a.Newer(x.b) != x.want {
 			t.Errorf("%+v newer than %+v: %v", x.a, x.b, !x.want)
 		}
 	}
