@@ -197,7 +197,7 @@ func describes(r *http.Request) bool {
 
 var errRemoved = &secret.Error{Code: secret.CodeUnavailable, Message: "this peer was removed from the cluster: stop it, or ask another", Reason: client.ReasonRemoved}
 
-var errDraining = &secret.Error{Code: secret.CodeUnavailable, Message: "this peer is being drained; ask another", Reason: "draining"}
+var errDraining = &secret.Error{Code: secret.CodeUnavailable, Message: "this peer is being drained; ask another", Reason: client.ReasonDraining}
 
 // open authenticates r and gives it an id. It writes the answer itself when
 // there is no valid identity.

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -28,6 +29,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/identity"
 	"github.com/spike-ha/spike-ha/node"
 	"github.com/spike-ha/spike-ha/secret"
@@ -138,6 +140,10 @@ func hintFor(err error) string {
 		switch remote := (*secret.Error)(nil); {
 		case errors.As(err, &remote) && remote.Reason == client.ReasonNoSuchHost:
 			return "check --address and SPIKE_NEXUS_API_URLS: nobody has that name here"
+		case errors.As(err, &remote) && remote.Reason == client.ReasonDraining:
+			return "name other peers, too (--address, SPIKE_NEXUS_API_URLS), or end it: 'spikectl cluster drain --undo'"
+		case errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, new(tls.RecordHeaderError)):
+			return "what answers at that address does not speak TLS: check --address, it takes the API address of a peer"
 		case stranger(err):
 			return "this is another cluster, or another trust domain: check --address, --trust-root and which identity you use (SPIFFE_ENDPOINT_SOCKET)"
 		}
@@ -147,7 +153,10 @@ func hintFor(err error) string {
 	case secret.CodeDenied:
 		return "check which identity you use (SPIFFE_ENDPOINT_SOCKET) and the policies ('spikectl policy list')"
 	}
-	if errors.Is(err, identity.ErrUnavailable) {
+	switch {
+	case errors.Is(err, cluster.ErrDirInUse):
+		return "stop the peer first"
+	case errors.Is(err, identity.ErrUnavailable):
 		return "for a cluster of 'spikectl dev up': eval \"$(spikectl dev env)\""
 	}
 	return ""
@@ -217,16 +226,38 @@ func usageError(c *cli.Context, err error, _ bool) error {
 // connect makes the client of a command, and bounds it in time; the caller runs
 // done at the end.
 func connect(c *cli.Context) (*client.Client, context.Context, func(), error) {
+	cl, ctx, done, err := connectBounded(c)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	heard := noteQuiet(c)
+	return cl, ctx, func() { heard(); done() }, nil
+}
+
+// noteQuiet says that no peer has answered yet, unless heard is called soon.
+func noteQuiet(c *cli.Context) (heard func()) {
+	return noteQuietUntil(c, fmt.Sprintf(" until %s are over (--timeout)", c.Duration("timeout")))
+}
+
+func noteQuietUntil(c *cli.Context, until string) (heard func()) {
+	note := time.AfterFunc(quiet, func() {
+		fmt.Fprintf(c.App.ErrWriter, "no answer yet; asking the peers again%s\n", until)
+	})
+	return func() { note.Stop() }
+}
+
+// connectBounded is connect without a word while no peer answers.
+func connectBounded(c *cli.Context) (*client.Client, context.Context, func(), error) {
+	if c.Duration("timeout") <= 0 {
+		return nil, nil, nil, usage("--timeout %s is not a time to wait", c.Duration("timeout"))
+	}
 	ctx, cancel := context.WithDeadline(c.Context, time.Now().Add(c.Duration("timeout")))
 	cl, _, done, err := connectForever(c)
 	if err != nil {
 		cancel()
 		return nil, nil, nil, err
 	}
-	patience := time.AfterFunc(quiet, func() {
-		fmt.Fprintf(c.App.ErrWriter, "no answer yet; asking the peers again until %s are over (--timeout)\n", c.Duration("timeout"))
-	})
-	return cl, ctx, func() { patience.Stop(); done(); cancel() }, nil
+	return cl, ctx, func() { done(); cancel() }, nil
 }
 
 // connectForever is connect for a command that runs until it is interrupted.
@@ -334,7 +365,7 @@ func over(connect func(*cli.Context) (*client.Client, context.Context, func(), e
 			done()
 			switch secret.CodeOf(err) {
 			case secret.CodeNotFound, secret.CodeConflict, secret.CodeDenied:
-				if thing := c.Args().First(); thing != "" {
+				if thing := c.Args().First(); thing != "" && !strings.Contains(err.Error(), thing) {
 					err = fmt.Errorf("%s: %w", thing, err)
 				}
 			}
@@ -375,12 +406,17 @@ func versionCommand() *cli.Command {
 // confirm asks before something that cannot be undone, unless --yes was given.
 // Without a terminal to ask on, it refuses.
 func confirm(c *cli.Context, question string) error {
+	return ask(c, question+" This cannot be undone")
+}
+
+// ask is confirm for what can be undone.
+func ask(c *cli.Context, question string) error {
 	if c.Bool("yes") {
 		return nil
 	}
 	if in, ok := c.App.Reader.(*os.File); ok {
 		if info, err := in.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			fmt.Fprintf(c.App.ErrWriter, "%s This cannot be undone. Type \"yes\": ", question)
+			fmt.Fprintf(c.App.ErrWriter, "%s. Type \"yes\": ", question)
 			var answer string
 			switch n, _ := fmt.Fscanln(in, &answer); {
 			case answer == "yes":
@@ -391,5 +427,5 @@ func confirm(c *cli.Context, question string) error {
 			fmt.Fprintln(c.App.ErrWriter) // the end of /dev/null, say
 		}
 	}
-	return usage("%s This cannot be undone: add --yes to do it", question)
+	return usage("%s: add --yes to do it", question)
 }

@@ -22,7 +22,7 @@ took effect at once: go on after the last of them.
 The peers keep the newest changes only, since they got their keys. When those after
 --after are not kept any more, the exit status is 3: read anew what you need, then
 watch from the index of that answer.`,
-		Flags:  []cli.Flag{&cli.Uint64Flag{Name: "after", DefaultText: "from now on", Usage: "only what happened after this `INDEX`, which an answer of the cluster had"}},
+		Flags:  []cli.Flag{&cli.Uint64Flag{Name: "after", DefaultText: "from now on", Usage: "only what happened after this `INDEX`, which an answer of the cluster had; 0: since the beginning"}},
 		Action: over(connectForever, watchSecrets)}
 }
 
@@ -30,7 +30,12 @@ func watchSecrets(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	options := client.WatchOptions{Path: c.Args().First(), After: c.Uint64("after")}
+	options := client.WatchOptions{Path: c.Args().First()}
+	if c.IsSet("after") {
+		// To the peers 0 is "from now on". No change has index 1: the log begins with
+		// the cluster's first configuration.
+		options.After = max(c.Uint64("after"), 1)
+	}
 	if options.Path == "" || strings.HasSuffix(options.Path, "/") {
 		options.Path, options.Prefix = "", options.Path
 	}
@@ -42,7 +47,9 @@ func watchSecrets(c *cli.Context, dial dialer) error {
 	for {
 		var events []client.Event
 		if w == nil {
-			if w, err = cl.Watch(ctx, options); err == nil {
+			heard := noteQuietUntil(c, "")
+			w, err = cl.Watch(ctx, options)
+			if heard(); err == nil {
 				fmt.Fprintf(c.App.ErrWriter, "watching from index %d on\n", w.Index())
 			}
 		} else if events, err = w.Next(ctx); err == nil {

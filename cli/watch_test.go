@@ -85,10 +85,11 @@ func TestWatch(t *testing.T) {
 		args   []string
 	}{
 		{ExitForgot, "start over", []string{"w/", "--after", "1"}},
+		{ExitForgot, "start over", []string{"w/", "--after", "0"}},
 		{ExitRemote, "take one from its own answers", []string{"w/", "--after", "1000000"}},
 		{ExitLocal, "too many arguments", []string{"a", "b"}},
 	} {
-		if status, said := run(context.Background(), io.Discard, append([]string{"secret", "watch"}, x.args...)...); status != x.status || !strings.Contains(said, x.said) {
+		if status, said := run(context.Background(), io.Discard, append([]string{"secret", "watch"}, x.args...)...); status != x.status || !strings.Contains(said, x.said) || strings.Contains(said, "watching") {
 			t.Errorf("%q: exit status %d, %q", x.args, status, said)
 		}
 	}

@@ -30,17 +30,16 @@ type Watcher struct {
 
 // Watch begins a watch. When it returns, every change that is acknowledged from
 // now on, or that came after o.After, will be told by Next: once, in order, and
-// whichever peers answer.
+// whichever peers answer. The errors are those of Next.
 func (c *Client) Watch(ctx context.Context, o WatchOptions) (*Watcher, error) {
 	w := &Watcher{c: c, request: WatchRequest{Path: o.Path, Prefix: o.Prefix, After: o.After}}
-	if o.After != 0 {
-		return w, nil
-	}
 	answer, err := w.poll(ctx)
 	if err != nil {
 		return nil, err
 	}
-	w.advance(answer)
+	if o.After == 0 { // else Next asks for the same again
+		w.advance(answer)
+	}
 	return w, nil
 }
 

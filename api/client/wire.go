@@ -278,6 +278,7 @@ type SettingsRequest struct {
 // Reasons of a conflict that pass with time.
 const (
 	ReasonNotCaughtUp    = "not_caught_up"    // a learner that is to be promoted lags
+	ReasonDraining       = "draining"         // the peer that was asked is being drained
 	ReasonChangeUnderWay = "change_under_way" // somebody else changes the members
 )
 
