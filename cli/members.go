@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
@@ -19,7 +20,7 @@ func memberCommands() []*cli.Command {
 			Description: "ADDRESS is the host:port of its peer link. Start the peer with --join and some of the present\npeers, before this or after; it comes up by itself. Then 'spikectl cluster promote ID' gives it a vote.\nA voter that lost its data must be removed first.",
 			Action: memberAction(2, 2, "joins as a learner once it runs with --join; then: spikectl cluster promote", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.AddMember(ctx, c.Args().Get(0), c.Args().Get(1))
-			}, "")},
+			}, "", func(c *cli.Context) error { return checkLink(c.Args().Get(1)) })},
 		{Name: "promote", Usage: "give a learner that has caught up a vote", ArgsUsage: "ID",
 			Action: memberAction(1, 1, "has a vote", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.PromoteMember(ctx, c.Args().First())
@@ -27,14 +28,14 @@ func memberCommands() []*cli.Command {
 		{Name: "demote", Usage: "make a voter a learner", ArgsUsage: "ID", Flags: []cli.Flag{yesFlag()},
 			Action: memberAction(1, 1, "has no vote any more", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.DemoteMember(ctx, c.Args().First())
-			}, "Take the vote of %s?")},
+			}, "Take the vote of %s? 'spikectl cluster promote' gives it back")},
 		{Name: "remove", Usage: "take a member out of the cluster", ArgsUsage: "ID", Flags: []cli.Flag{yesFlag()},
 			Action: memberAction(1, 1, "is no member any more; stop it; to take it in again, first remove raft/ in its data directory and keep audit/", func(ctx context.Context, cl *client.Client, c *cli.Context) error {
 				return cl.RemoveMember(ctx, c.Args().First())
-			}, "Remove %s from the cluster?")},
+			}, "Remove %s from the cluster? This cannot be undone")},
 		replaceCommand(),
 		{Name: "drain", Usage: "prepare a peer for maintenance: its clients and leadership go to others", ArgsUsage: "ID",
-			Description: "It votes and replicates on. Its readiness fails at once, and after its --drain-grace it refuses work\nwith 503, so that balancers and clients go elsewhere. --undo ends it, and so does a restart of the peer.",
+			Description: "It replicates on, and votes if it has a vote. Its readiness fails at once, and after its --drain-grace it refuses work\nwith 503, so that balancers and clients go elsewhere. --undo ends it, and so does a restart of the peer.",
 			Flags:       []cli.Flag{&cli.BoolFlag{Name: "undo", Usage: "let it serve and lead again"}},
 			Action:      drainMember},
 		{Name: "transfer", Usage: "have a voter lead, or any other", ArgsUsage: "[ID]",
@@ -49,7 +50,7 @@ func yesFlag() cli.Flag {
 }
 
 func drainMember(c *cli.Context) error {
-	done, change := "is drained: it votes, and others lead and serve in its place", (*client.Client).DrainMember
+	done, change := "is drained: others lead and serve in its place", (*client.Client).DrainMember
 	if c.Bool("undo") {
 		done, change = "serves again", (*client.Client).UndrainMember
 	}
@@ -58,16 +59,30 @@ func drainMember(c *cli.Context) error {
 	}, "")(c)
 }
 
-// memberAction makes an action of a change; question, when there is one, is
-// asked first.
-func memberAction(least, most int, done string, change func(context.Context, *client.Client, *cli.Context) error, question string) cli.ActionFunc {
+// checkLink refuses what cannot be the address of a peer link.
+func checkLink(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if n, bad := strconv.ParseUint(port, 10, 16); err != nil || host == "" || bad != nil || n == 0 {
+		return usage("%q is not the address of a peer link, host:port", address)
+	}
+	return nil
+}
+
+// memberAction makes an action of a change; checks, and question when there is
+// one, come first.
+func memberAction(least, most int, done string, change func(context.Context, *client.Client, *cli.Context) error, question string, checks ...func(*cli.Context) error) cli.ActionFunc {
 	return with(func(c *cli.Context, dial dialer) error {
 		if err := arguments(c, least, most); err != nil {
 			return err
 		}
+		for _, check := range checks {
+			if err := check(c); err != nil {
+				return err
+			}
+		}
 		id := c.Args().First()
 		if question != "" {
-			if err := confirm(c, fmt.Sprintf(question, id)); err != nil {
+			if err := ask(c, fmt.Sprintf(question, id)); err != nil {
 				return err
 			}
 		}
@@ -77,6 +92,11 @@ func memberAction(least, most int, done string, change func(context.Context, *cl
 		}
 		if err := change(ctx, cl, c); err != nil {
 			return needsRole(err, "superuser")
+		}
+		if id == "" { // a transfer to any voter
+			if status, err := cl.Status(ctx); err == nil {
+				id = status.Leader
+			}
 		}
 		return show(c, map[string]any{"member": id, "done": true}, func(io.Writer) {
 			if id == "" {

@@ -15,12 +15,14 @@ import (
 
 func replaceCommand() *cli.Command {
 	return &cli.Command{Name: "replace", Usage: "put a new peer in the place of another, dead or alive", ArgsUsage: "OLD NEW ADDRESS",
-		Flags: []cli.Flag{yesFlag(), &cli.BoolFlag{Name: "learner", Usage: "give the new one no vote, for an old one that has none"}},
-		Description: "NEW joins as a learner, gets a vote when it has caught up, then OLD is removed; an OLD that does not\n" +
-			"answer loses its vote first, so that NEW never counts beside it. ADDRESS is the host:port of NEW's peer\n" +
+		Flags: []cli.Flag{yesFlag(), &cli.BoolFlag{Name: "learner", Usage: "give the new one no vote, although the old one has one"},
+			&cli.BoolFlag{Name: "voter", Usage: "give the new one a vote, although the old one has none"}},
+		Description: "NEW joins as a learner, gets a vote when it has caught up, if OLD has one, then OLD is removed; an OLD\n" +
+			"that does not answer loses its vote first, so that NEW never counts beside it. ADDRESS is the host:port of NEW's peer\n" +
 			"link; start NEW with --join, before this or after. It takes as long as NEW takes to catch up (--timeout,\n" +
-			"10m). Interrupted, it is run again with the same arguments and goes on.",
-		Action: with(replaceMember)}
+			"10m). Interrupted, it is run again with the same arguments and goes on; after OLD lost its vote, with\n" +
+			"--voter.",
+		Action: over(connectBounded, replaceMember)}
 }
 
 // replacePatience is how long a replacement may take, catching up included.
@@ -32,7 +34,13 @@ func replaceMember(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 3, 3); err != nil {
 		return err
 	}
-	r := replacement{old: c.Args().Get(0), id: c.Args().Get(1), address: c.Args().Get(2), vote: !c.Bool("learner")}
+	r := replacement{old: c.Args().Get(0), id: c.Args().Get(1), address: c.Args().Get(2), vote: c.Bool("voter"), known: c.Bool("voter") || c.Bool("learner")}
+	if c.Bool("voter") && c.Bool("learner") {
+		return usage("--voter and --learner do not go together")
+	}
+	if err := checkLink(r.address); err != nil {
+		return err
+	}
 	if r.old == r.id {
 		return usage("%s cannot take its own place: to bring it back without its data, remove it, then join and promote it", r.old)
 	}
@@ -49,8 +57,14 @@ func replaceMember(c *cli.Context, dial dialer) error {
 		return err
 	}
 	said := ""
+	var late error // what there is to say when the time is over
 	for {
+		heard := noteQuiet(c)
 		step, err := r.next(ctx, cl)
+		heard()
+		if err != nil && ctx.Err() != nil && late != nil {
+			return late
+		}
 		if err != nil {
 			return needsRole(err, "superuser")
 		}
@@ -62,17 +76,27 @@ func replaceMember(c *cli.Context, dial dialer) error {
 			fmt.Fprintln(c.App.ErrWriter, said)
 		}
 		attempt, cancel := context.WithTimeout(ctx, 15*time.Second)
+		heard = noteQuiet(c)
 		err = step.do(attempt)
+		heard()
 		cancel()
 		if err == nil {
+			late = nil
 			continue
 		}
-		if ctx.Err() != nil || !passes(err) {
-			return needsRole(hinted{err, "what was done so far stays; once the reason is gone, run the same command again"}, "superuser")
+		again := "run the same command again"
+		if r.demoted {
+			again += fmt.Sprintf(", with --voter: %s has no vote any more", r.old)
+		}
+		if late = r.late(c.Duration("timeout"), err, again); ctx.Err() != nil {
+			return late
+		}
+		if !passes(err) {
+			return needsRole(hinted{err, "what was done so far stays; once the reason is gone, " + again}, "superuser")
 		}
 		select {
 		case <-ctx.Done():
-			return hinted{err, "it goes on when the same command is run again; see 'spikectl status'"}
+			return late
 		case <-time.After(300 * time.Millisecond): // then the members are looked at again
 		}
 	}
@@ -84,7 +108,18 @@ func replaceMember(c *cli.Context, dial dialer) error {
 // replacement is what a replacement is to come to.
 type replacement struct {
 	old, id, address string
-	vote             bool
+	vote             bool // the new one gets a vote; once known
+	known            bool // else the new one inherits
+	demoted          bool // the old one lost its vote by this run
+}
+
+// late says that the time was over while err stood in the way.
+func (r replacement) late(timeout time.Duration, err error, again string) error {
+	if errors.Is(err, errNotUp) && !r.demoted {
+		return hinted{secret.Errorf(secret.CodeUnavailable, "%s did not come up at %s in %s; it is a learner, %s is unchanged", r.id, r.address, timeout, r.old),
+			fmt.Sprintf("start %s with --join, then %s", r.id, again)}
+	}
+	return hinted{err, "what was done so far stays; see 'spikectl status', then " + again}
 }
 
 type replaceStep struct {
@@ -99,7 +134,7 @@ type replaceStep struct {
 // for a moment, and all of them answer. One that does not would make an even
 // number of voters of which it is one, so that the loss of the new one alone
 // costs the majority: it gives up its vote first.
-func (r replacement) next(ctx context.Context, cl *client.Client) (replaceStep, error) {
+func (r *replacement) next(ctx context.Context, cl *client.Client) (replaceStep, error) {
 	status, err := cl.Status(ctx)
 	if err != nil {
 		return replaceStep{}, err
@@ -113,6 +148,11 @@ func (r replacement) next(ctx context.Context, cl *client.Client) (replaceStep, 
 			id = &status.Peers[i]
 		}
 	}
+	if !r.known && old != nil {
+		r.vote, r.known = old.Voter || id != nil && id.Voter, true
+	} else if !r.known && id != nil { // the old one is removed last
+		r.vote, r.known = id.Voter, true
+	}
 	switch {
 	case old == nil && id != nil && (id.Voter || !r.vote):
 		return replaceStep{}, nil
@@ -125,11 +165,14 @@ func (r replacement) next(ctx context.Context, cl *client.Client) (replaceStep, 
 	case id == nil:
 		return replaceStep{r.id + " joins as a learner", func(ctx context.Context) error { return cl.AddMember(ctx, r.id, r.address) }}, nil
 	case !id.Reachable:
-		return replaceStep{"waiting for " + r.id + " to come up; start it with --join if it does not run", func(context.Context) error { return errNotYet }}, nil
+		return replaceStep{"waiting for " + r.id + " to come up; start it with --join if it does not run", func(context.Context) error { return errNotUp }}, nil
 	case id.AppliedIndex+replaceLag < r.indexOf(status):
 		return replaceStep{fmt.Sprintf("waiting for %s to catch up", r.id), func(context.Context) error { return errNotYet }}, nil
 	case !id.Voter && r.vote && old.Voter && !old.Reachable:
-		return replaceStep{r.old + " does not answer: it loses its vote", func(ctx context.Context) error { return cl.DemoteMember(ctx, r.old) }}, nil
+		return replaceStep{r.old + " does not answer: it loses its vote", func(ctx context.Context) error {
+			r.demoted = true
+			return cl.DemoteMember(ctx, r.old)
+		}}, nil
 	case !id.Voter && r.vote:
 		return replaceStep{r.id + " gets a vote once it has caught up", func(ctx context.Context) error { return cl.PromoteMember(ctx, r.id) }}, nil
 	}
@@ -157,7 +200,10 @@ func (r replacement) remove(ctx context.Context, cl *client.Client) error {
 	return err
 }
 
-var errNotYet = secret.Errorf(secret.CodeUnavailable, "the new peer is not up, or has not caught up")
+var (
+	errNotUp  = secret.Errorf(secret.CodeUnavailable, "the new peer is not up")
+	errNotYet = secret.Errorf(secret.CodeUnavailable, "the new peer has not caught up")
+)
 
 // passes tells whether to look at the members again and go on.
 func passes(err error) bool {

@@ -91,8 +91,8 @@ func (n *Node) drainPeer(ctx context.Context, id string, on bool) error {
 	switch {
 	case errors.Is(err, cluster.ErrUnknownPeer):
 		return memberError(id, err)
-	case err != nil: // repeating it does no harm, whatever became of it
-		return &secret.Error{Code: secret.CodeUnavailable, Subject: id, Message: "the peer does not answer; a peer that is down needs no draining, and a restart ends it", Cause: err}
+	case err != nil: // a conflict, which clients do not repeat by themselves; repeating it does no harm
+		return &secret.Error{Code: secret.CodeConflict, Subject: id, Reason: "does_not_answer", Message: "the peer does not answer; a peer that is down needs no draining, and a restart ends it", Cause: err}
 	}
 	var answer drainAnswer
 	if err := json.Unmarshal(raw, &answer); err != nil {

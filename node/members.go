@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -24,7 +25,11 @@ func (o operator) ChangeMembers(ctx context.Context, change store.MemberChange) 
 	case store.RemoveMember:
 		return memberError(change.ID, c.Remove(ctx, change.ID))
 	case store.TransferLeadership:
-		return memberError(change.ID, c.Transfer(ctx, change.ID))
+		err := c.Transfer(ctx, change.ID)
+		if errors.Is(err, cluster.ErrUnknownPeer) && slices.ContainsFunc(c.Status().Members, func(m cluster.Member) bool { return m.ID == change.ID }) {
+			return &secret.Error{Code: secret.CodeNotFound, Message: change.ID + " has no vote", Cause: err}
+		}
+		return memberError(change.ID, err)
 	case store.DrainMember, store.UndrainMember:
 		return o.n.drainPeer(ctx, change.ID, change.Kind == store.DrainMember)
 	}
@@ -66,7 +71,7 @@ func memberError(id string, err error) error {
 	case errors.Is(err, cluster.ErrInvalidChange):
 		return &secret.Error{Code: secret.CodeInvalid, Subject: "members", Message: err.Error(), Cause: err}
 	case errors.Is(err, cluster.ErrUnknownPeer):
-		return &secret.Error{Code: secret.CodeNotFound, Subject: id, Message: "the cluster has no such member, or for a transfer no such other voter", Cause: err}
+		return &secret.Error{Code: secret.CodeNotFound, Message: "there is no member " + id, Cause: err}
 	}
 	for _, refusal := range refusals {
 		if errors.Is(err, refusal.err) {

@@ -197,7 +197,7 @@ func TestMembership(t *testing.T) {
 
 	// Join, promote, transfer, demote; drain and back.
 	four := m.newcomer("nexus-4")
-	m.refused("no such member", "cluster", "promote", "nexus-4")
+	m.refused("there is no member nexus-4", "cluster", "promote", "nexus-4")
 	m.ctl("cluster", "join", "nexus-4", four)
 	m.ctl("cluster", "join", "nexus-4", four) // twice is once
 	m.are("nexus-1", "nexus-2", "nexus-3", "~nexus-4")
