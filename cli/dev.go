@@ -34,7 +34,8 @@ func devCommand() *cli.Command {
 		{Name: "identity", Usage: "identities of applications", Subcommands: []*cli.Command{
 			{Name: "add", Usage: "give an application an identity and print its SPIFFE_ENDPOINT_SOCKET", ArgsUsage: "workload/NAME|ROLE", Flags: []cli.Flag{dir}, Action: devIdentity},
 		}},
-		process("start", "start a process that ended"),
+		{Name: "start", Usage: "start a process that ended, and wait until a peer serves", ArgsUsage: "NAME", Action: devProcess("start"),
+			Flags: []cli.Flag{dir, &cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "`DURATION` to wait at most; 0: not at all"}}},
 		process("stop", "stop a process gracefully"),
 		process("kill", "kill a process at once (SIGKILL)"),
 		{Name: "supervise", Hidden: true, Flags: append([]cli.Flag{dir}, upFlags()...), Action: devSupervise},
@@ -110,7 +111,7 @@ func devStatus(c *cli.Context) error {
 				pid = strconv.Itoa(p.PID)
 			}
 			if p.State == process.Died {
-				state += " (" + p.Detail + ")"
+				state = endText(p.Detail)
 			}
 			rows = append(rows, []string{p.Name, pid, state, p.Address})
 		}
@@ -121,6 +122,15 @@ func devStatus(c *cli.Context) error {
 		}
 	})
 	return errors.Join(err, failed)
+}
+
+// endText says how a process ended that nobody here had asked to: one that somebody
+// else asked has not died.
+func endText(how string) string {
+	if how == "exit status 0" {
+		return "ended (" + how + ")"
+	}
+	return string(process.Died) + " (" + how + ")"
 }
 
 func devEnv(c *cli.Context) error {
@@ -206,12 +216,20 @@ func devProcess(op string) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
+		serves := ""
+		if op == "start" && strings.HasPrefix(process.Name, "nexus-") && c.Duration("wait") > 0 {
+			ctx, cancel := context.WithTimeout(c.Context, c.Duration("wait"))
+			defer cancel()
+			if serves = " and serves"; remote.AwaitPeer(ctx, process.Name) != nil {
+				serves = "; it does not serve yet: see 'spikectl dev status'"
+			}
+		}
 		return show(c, process, func(io.Writer) {
 			pid := ""
 			if process.PID != 0 {
 				pid = fmt.Sprintf(" (pid %d)", process.PID)
 			}
-			fmt.Fprintf(c.App.ErrWriter, "%s %s%s\n", process.Name, devDone[op], pid)
+			fmt.Fprintf(c.App.ErrWriter, "%s %s%s%s\n", process.Name, devDone[op], pid, serves)
 		})
 	}
 }

@@ -335,7 +335,7 @@ func TestDamagedAndForeignData(t *testing.T) {
 // cluster gives it, until it ends, and returns what it said last.
 func (c *cluster) runPeer(i int) string {
 	c.t.Helper()
-	c.try("dev", "start", peerName(i), "--dir", c.dir) // it may fail: that is the point
+	c.try("dev", "start", peerName(i), "--dir", c.dir, "--wait", "0s") // it may fail: that is the point
 	name := filepath.Join(c.dir, "logs", peerName(i)+".log")
 	var said string
 	c.eventually(peerName(i)+" ends", func() error {

@@ -133,7 +133,7 @@ func (c *cluster) kill(names ...string) {
 func (c *cluster) start(names ...string) {
 	c.t.Helper()
 	for _, name := range names {
-		c.ctl("dev", "start", name, "--dir", c.dir)
+		c.ctl("dev", "start", name, "--dir", c.dir, "--wait", "0s")
 	}
 }
 

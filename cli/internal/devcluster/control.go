@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -191,6 +193,30 @@ func (r *Remote) Status(ctx context.Context) (client.Status, error) {
 	}
 	defer done()
 	return cl.Status(ctx)
+}
+
+// AwaitPeer waits until the peer of that name serves.
+func (r *Remote) AwaitPeer(ctx context.Context, name string) error {
+	number, err := strconv.Atoi(strings.TrimPrefix(name, "nexus-"))
+	if err != nil {
+		return err
+	}
+	socket, shape, err := r.Socket(RolePath("superuser"))
+	if err != nil {
+		return err
+	}
+	cl, done, err := newClient(ctx, socket, shape, number)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return Poll(ctx, func() error {
+		h, err := cl.Health(ctx, 0)
+		if err == nil && (h.Sealed || !h.LeaderKnown) {
+			err = errors.New("it does not serve yet")
+		}
+		return err
+	})
 }
 
 // Stop stops everything and returns when nothing is left.
