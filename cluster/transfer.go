@@ -70,7 +70,7 @@ func (n *Node) TransferLeadership(ctx context.Context, to string) error {
 // library is, which waits for a peer that is down, or that it sends nothing to for
 // a while because it was, and refuses all proposals meanwhile (hashicorp/raft#696).
 func (n *Node) successor(ctx context.Context, r *raft.Raft, candidates []raft.Server) (raft.Server, error) {
-	ctx, cancel := context.WithTimeout(ctx, max(2*n.cfg.Timing.Election, n.roundTimeout()))
+	ctx, cancel := context.WithTimeout(ctx, takeOverWithin)
 	defer cancel()
 	term, last := r.CurrentTerm(), r.LastIndex()
 	found := make(chan raft.Server, len(candidates))
@@ -122,5 +122,6 @@ func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args
 	}
 }
 
-// takeOverWithin bounds what a peer may take to say that it stands for election.
+// takeOverWithin bounds each of the two waits for a peer that is to lead: until it
+// has what the log has, and until it says that it stands for election.
 const takeOverWithin = time.Second

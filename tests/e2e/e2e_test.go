@@ -297,7 +297,7 @@ func TestDamagedAndForeignData(t *testing.T) {
 				}
 				return b
 			})
-		}, "wipe"},
+		}, "remove raft/"},
 		{"an edited audit file", func(t *testing.T) {
 			files, _ := filepath.Glob(data(victim, "audit", "*.jsonl"))
 			change(t, files[0], func(b []byte) []byte {

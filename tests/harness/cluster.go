@@ -13,11 +13,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -346,19 +346,29 @@ func (c *Cluster) path(parts ...string) string {
 	return filepath.Join(append([]string{c.o.Dir}, parts...)...)
 }
 
-// freeAddress is an address that nothing listens on, with a port below the range
-// from which systems take those of outgoing connections: such a one could be
-// taken while its process is down.
+// ports are those that this process hands out: none twice in 500, and none of another
+// process's that does the same, as far as their numbers differ. They lie below the
+// range from which systems take the ports of outgoing connections: such a one could
+// be taken while its process is down.
+var ports = struct {
+	sync.Mutex
+	first, next int
+}{first: 12000 + os.Getpid()%16*500}
+
+// freeAddress is an address that nothing listens on, and that nobody else is given.
 func freeAddress() (string, error) {
+	ports.Lock()
+	defer ports.Unlock()
 	var err error
-	for range 100 {
+	for range 500 {
 		var l net.Listener
-		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(8000))
+		address := fmt.Sprintf("127.0.0.1:%d", ports.first+ports.next)
+		ports.next = (ports.next + 1) % 500
 		if l, err = net.Listen("tcp", address); err == nil {
 			return address, l.Close()
 		}
 	}
-	return "", fmt.Errorf("no free port was found: %w", err)
+	return "", fmt.Errorf("no port from %d to %d is free: %w", ports.first, ports.first+499, err)
 }
 
 // Poll tries again until check returns nil or ctx ends; then it returns what
