@@ -49,31 +49,40 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
-// TestRestartHelper is the program of TestRestart: its first life begins a second one.
-func TestRestartHelper(t *testing.T) {
-	file := os.Getenv("NODE_RESTART_HELPER")
-	if file == "" {
-		t.Skip("helper of TestRestart")
+// lifeFile tells this program that it is to be the one of TestRestart: its first
+// life begins a second one.
+const lifeFile = "NODE_RESTART_LIFE"
+
+func TestMain(m *testing.M) {
+	if file := os.Getenv(lifeFile); file != "" {
+		if err := live(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
-	if _, err := os.Stat(file + ".first"); err != nil {
-		write(t, file+".first")
-		t.Fatal(node.Restart())
-	}
-	write(t, file+".second")
+	os.Exit(m.Run())
 }
 
-func write(t *testing.T, file string) {
-	t.Helper()
-	if err := os.WriteFile(file, fmt.Appendf(nil, "%d %q", os.Getpid(), os.Args), 0o600); err != nil {
-		t.Fatal(err)
+func live(file string) error {
+	which := file + ".first"
+	if _, err := os.Stat(which); err == nil {
+		which = file + ".second"
 	}
+	if err := os.WriteFile(which, fmt.Appendf(nil, "%d %q", os.Getpid(), os.Args), 0o600); err != nil {
+		return err
+	}
+	if which == file+".second" {
+		return nil
+	}
+	return node.Restart()
 }
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "life")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestRestartHelper$")
-	cmd.Env = append(os.Environ(), "NODE_RESTART_HELPER="+file)
+	cmd := exec.Command(os.Args[0], "an", "argument")
+	cmd.Env = append(os.Environ(), lifeFile+"="+file)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
