@@ -1,0 +1,62 @@
+// Package failpoint lets a test kill a process at a named step, to see that the same command completes what the
+// crash cut short. Programs are built with the tag failpoints for it; in every other build Hit is an empty function
+// that the compiler inlines away, and the environment is not read.
+//
+// With the tag, SPIKE_FAILPOINT=name[@n] has the process kill itself, by SIGKILL, the n-th time (the first, without
+// n) that it reaches the step: no deferred function runs, nothing is flushed. Several are separated by commas.
+package failpoint
+
+// Name is a step at which a process can be killed. What a name says happened "before" has not begun, and what it
+// says happened "after" is done as far as this process knows.
+type Name string
+
+// The steps of giving a cluster its share set: init and rekey run the same ones.
+const (
+	SealBeginBefore  Name = "seal.begin.before"  // the share set is not in the log
+	SealBeginAfter   Name = "seal.begin.after"   // it is pending, and no Keeper has a share
+	SealPlaceOne     Name = "seal.place.one"     // one more Keeper has its share and gave it back
+	SealPlaceAfter   Name = "seal.place.after"   // all Keepers have theirs
+	SealCommitBefore Name = "seal.commit.before" // the new keyring is sealed, and not in the log
+	SealCommitAfter  Name = "seal.commit.after"  // set and keyring are in the log, and no Keeper knows it
+	SealSettleAfter  Name = "seal.settle.after"  // the Keepers know that their share is the current one
+	SealAbandon      Name = "seal.abandon"       // a failed rekey is about to take its pending set back
+)
+
+// The steps of a rotation, by command, by age or after a rekey.
+const (
+	SealReplaceBefore Name = "seal.replace.before" // the keyring with the new (or the archived) keys is not in the log
+	SealReplaceAfter  Name = "seal.replace.after"  // it is
+	NodeResealBefore  Name = "node.reseal.before"  // a batch is encrypted anew, and not in the log
+	NodeResealAfter   Name = "node.reseal.after"   // it is
+	NodeArchiveBefore Name = "node.archive.before" // nothing uses the retired keys, and live peers still have them
+)
+
+// The steps of keeping Keepers full, of restoring from recovery shares, and of an operator's seal and unseal.
+const (
+	SealRefillBefore     Name = "seal.refill.before"     // the leader is about to look at the Keepers
+	SealRefillAfter      Name = "seal.refill.after"      // it gave those that lacked theirs their shares
+	SealRestoreCollected Name = "seal.restore.collected" // a threshold of recovery shares is there, and the root key is not
+	SealRestoreUnsealed  Name = "seal.restore.unsealed"  // this peer is unsealed by them, and no Keeper has a share
+	NodeSealBefore       Name = "node.seal.before"       // the operator's seal is not in the log
+	NodeSealAfter        Name = "node.seal.after"        // it is, and is not acknowledged
+	NodeUnsealBefore     Name = "node.unseal.before"     // the operator's unseal is not in the log
+	NodeUnsealAfter      Name = "node.unseal.after"      // it is, and is not acknowledged
+)
+
+// The steps of a Keeper.
+const (
+	KeeperPlaceBefore  Name = "keeper.place.before"  // a share arrived, and is not held
+	KeeperPlaceAfter   Name = "keeper.place.after"   // it is held, and not acknowledged
+	KeeperFetchBefore  Name = "keeper.fetch.before"  // a share was asked for
+	KeeperSettleBefore Name = "keeper.settle.before" // the older share is still held
+	KeeperSettleAfter  Name = "keeper.settle.after"  // it is dropped, and that is not acknowledged
+)
+
+// All lists every step. Every one of them is reached by a test.
+var All = []Name{
+	SealBeginBefore, SealBeginAfter, SealPlaceOne, SealPlaceAfter, SealCommitBefore, SealCommitAfter, SealSettleAfter, SealAbandon,
+	SealReplaceBefore, SealReplaceAfter, NodeResealBefore, NodeResealAfter, NodeArchiveBefore,
+	SealRefillBefore, SealRefillAfter, SealRestoreCollected, SealRestoreUnsealed,
+	NodeSealBefore, NodeSealAfter, NodeUnsealBefore, NodeUnsealAfter,
+	KeeperPlaceBefore, KeeperPlaceAfter, KeeperFetchBefore, KeeperSettleBefore, KeeperSettleAfter,
+}

@@ -1,0 +1,68 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Enabled says whether this build has failpoints.
+const Enabled = true
+
+// Variable is the environment variable that says where to die.
+const Variable = "SPIKE_FAILPOINT"
+
+var armed = struct {
+	sync.Mutex // guards left
+	left       map[Name]int
+	die        func(Name) // replaced by a test of this package only
+}{left: parse(os.Getenv(Variable)), die: kill}
+
+// Hit kills the process when SPIKE_FAILPOINT names the step and enough hits of it went before.
+func Hit(name Name) {
+	armed.Lock()
+	n, ok := armed.left[name]
+	if ok {
+		armed.left[name] = n - 1
+	}
+	armed.Unlock()
+	if ok && n == 1 {
+		armed.die(name)
+	}
+}
+
+// kill ends the process as a crash does: by a signal that nothing can handle.
+func kill(name Name) {
+	fmt.Fprintf(os.Stderr, "failpoint: killed at %s\n", name)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {} // until the signal arrives
+}
+
+// parse reads the variable. A program that was told to die at an unknown step must not seem to survive it.
+func parse(text string) map[Name]int {
+	left := map[Name]int{}
+	if text == "" {
+		return left
+	}
+	for word := range strings.SplitSeq(text, ",") {
+		name, count, counted := strings.Cut(word, "@")
+		n := 1
+		if counted {
+			var err error
+			if n, err = strconv.Atoi(count); err != nil || n < 1 {
+				panic(fmt.Sprintf("%s: %q: a count is a number from 1 on", Variable, word))
+			}
+		}
+		if !slices.Contains(All, Name(name)) {
+			panic(fmt.Sprintf("%s: there is no step %q", Variable, name))
+		}
+		left[Name(name)] = n
+	}
+	return left
+}
