@@ -13,8 +13,12 @@ func LevelOf(c *fsmpb.Command) uint32 {
 	switch op := c.Op.(type) {
 	case *fsmpb.Command_RaiseLevel:
 		return op.RaiseLevel.GetLevel()
-	case *fsmpb.Command_ReplaceKeyring, *fsmpb.Command_Reseal:
+	case *fsmpb.Command_ReplaceKeyring, *fsmpb.Command_Reseal, *fsmpb.Command_AbandonShareSet:
 		return 2
+	case *fsmpb.Command_CommitShareSet:
+		if op.CommitShareSet.GetIncarnation() != 0 {
+			return 2
+		}
 	}
 	return FirstLevel
 }
@@ -139,6 +143,8 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 		return a.beginShareSet(op.BeginShareSet)
 	case *fsmpb.Command_CommitShareSet:
 		return a.commitShareSet(op.CommitShareSet)
+	case *fsmpb.Command_AbandonShareSet:
+		return a.abandonShareSet(op.AbandonShareSet)
 	case *fsmpb.Command_SetSeal:
 		return a.setSeal(op.SetSeal)
 	case *fsmpb.Command_AnchorAudit:

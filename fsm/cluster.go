@@ -130,9 +130,23 @@ func (a *applier) commitShareSet(c *fsmpb.CommitShareSet) *fsmpb.Result {
 	if !bytes.Equal(c.Id, a.seal.Pending.GetId()) {
 		return refuse(fsmpb.Code_SUPERSEDED, "")
 	}
+	if c.Incarnation != 0 {
+		if c.Incarnation < a.incarnation {
+			return refuse(fsmpb.Code_CONFLICT, "the incarnation would fall")
+		}
+		a.incarnation = c.Incarnation
+	}
 	return a.reseal(func(s *fsmpb.SealState) {
 		s.Committed, s.Pending, s.Keyring, s.Epochs = s.Pending, nil, c.Keyring, c.Epochs
 	})
+}
+
+// abandonShareSet gives the pending share set up.
+func (a *applier) abandonShareSet(c *fsmpb.AbandonShareSet) *fsmpb.Result {
+	if !bytes.Equal(c.Id, a.seal.Pending.GetId()) {
+		return refuse(fsmpb.Code_SUPERSEDED, "")
+	}
+	return a.reseal(func(s *fsmpb.SealState) { s.Pending = nil })
 }
 
 // setSeal seals or unseals by an operator's order.

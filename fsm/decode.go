@@ -64,7 +64,7 @@ func scan(b []byte) shape {
 		case num <= 2:
 			want = protowire.VarintType
 		case num <= 4:
-		case num >= 16 && num <= 32:
+		case num >= 16 && num <= 33:
 			ops++
 			newer = newer || num >= 30
 			limit = maxSmallCommand
@@ -254,7 +254,17 @@ func checkOp(c *fsmpb.Command) string {
 		}
 		return checkShareSet(op.BeginShareSet.Set)
 	case *fsmpb.Command_CommitShareSet:
+		if op.CommitShareSet.Incarnation != 0 && c.Level == FirstLevel {
+			return "unknown field" // as to builds that know no more than that level
+		}
 		return checkCommit(op.CommitShareSet)
+	case *fsmpb.Command_AbandonShareSet:
+		if unknown(op.AbandonShareSet) {
+			return "unknown field"
+		}
+		if !isID(op.AbandonShareSet.Id) {
+			return "share set id not 16 bytes"
+		}
 	case *fsmpb.Command_ReplaceKeyring:
 		return checkReplace(op.ReplaceKeyring)
 	case *fsmpb.Command_Reseal:

@@ -27,7 +27,8 @@ func FuzzApply(f *testing.F) {
 		f.Fatal(err)
 	}
 	want(f, do(f, raised, raise(2)), fsmpb.Code_OK)
-	for _, c := range []*fsmpb.Command{replace(1, "sealed keyring", "x", 2), reseal(resealed("a", a, 1, "x"), resealed("a", a, 2, "y")), resealPolicy("p", p, "x")} {
+	for _, c := range []*fsmpb.Command{replace(1, "sealed keyring", "x", 2), reseal(resealed("a", a, 1, "x"), resealed("a", a, 2, "y")), resealPolicy("p", p, "x"),
+		abandon(2), commitFor(2, 9)} {
 		f.Add(encode(f, c))
 	}
 	base := snapshot(f, raised.View())

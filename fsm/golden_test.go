@@ -115,6 +115,15 @@ func story(t *testing.T) [][]step {
 		one("destroy one", destroy("v", 25, 1)),
 		one("reseal what is destroyed", reseal(resealed("v", 26, 1, "uno"))),
 		one("reseal a policy", resealPolicy("s", 23, "S")),
+		one("begin another rekey", begin(5, shareID(3))),
+		one("abandon what is not pending", abandon(3)),
+		one("abandon it", abandon(5)),
+		one("commit of the abandoned one", commit(5)),
+		one("begin a rekey of a recovered cluster", begin(6, shareID(3))),
+		one("commit it for a higher incarnation", commitFor(6, 0x7fffffff_00000000)),
+		one("the same again", begin(7, shareID(6))),
+		one("commit it for a lower incarnation", commitFor(7, 1)),
+		one("commit it for that incarnation", commitFor(7, 0x7fffffff_00000000)),
 	}
 }
 

@@ -157,6 +157,17 @@ func commit(n byte) *fsmpb.Command {
 		Epochs: []*fsmpb.Epoch{{Purpose: "data", Id: []byte{n, 1}}, {Purpose: "path", Id: []byte{n, 2}}}}}}
 }
 
+// commitFor commits for an incarnation.
+func commitFor(n byte, incarnation uint64) *fsmpb.Command {
+	c := commit(n)
+	c.GetCommitShareSet().Incarnation = incarnation
+	return c
+}
+
+func abandon(n byte) *fsmpb.Command {
+	return &fsmpb.Command{Op: &fsmpb.Command_AbandonShareSet{AbandonShareSet: &fsmpb.AbandonShareSet{Id: shareID(n)}}}
+}
+
 // replace puts another keyring in the place of the one of commit, or of keyring.
 func replace(committed byte, keyring, with string, epoch byte) *fsmpb.Command {
 	was := sha256.Sum256([]byte(keyring))

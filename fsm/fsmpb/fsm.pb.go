@@ -137,6 +137,7 @@ type Command struct {
 	//	*Command_RaiseLevel
 	//	*Command_ReplaceKeyring
 	//	*Command_Reseal
+	//	*Command_AbandonShareSet
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -360,6 +361,15 @@ func (x *Command) GetReseal() *Reseal {
 	return nil
 }
 
+func (x *Command) GetAbandonShareSet() *AbandonShareSet {
+	if x != nil {
+		if x, ok := x.Op.(*Command_AbandonShareSet); ok {
+			return x.AbandonShareSet
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -432,6 +442,10 @@ type Command_Reseal struct {
 	Reseal *Reseal `protobuf:"bytes,32,opt,name=reseal,proto3,oneof"` // since level 2
 }
 
+type Command_AbandonShareSet struct {
+	AbandonShareSet *AbandonShareSet `protobuf:"bytes,33,opt,name=abandon_share_set,json=abandonShareSet,proto3,oneof"` // since level 2
+}
+
 func (*Command_Found) isCommand_Op() {}
 
 func (*Command_PutSecret) isCommand_Op() {}
@@ -465,6 +479,8 @@ func (*Command_RaiseLevel) isCommand_Op() {}
 func (*Command_ReplaceKeyring) isCommand_Op() {}
 
 func (*Command_Reseal) isCommand_Op() {}
+
+func (*Command_AbandonShareSet) isCommand_Op() {}
 
 // WriteID names one request across retries, re-decisions and changes of peer.
 type WriteID struct {
@@ -1471,10 +1487,13 @@ func (x *BeginShareSet) GetSupersedes() []byte {
 }
 
 type CommitShareSet struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`           // of the pending set
-	Keyring       []byte                 `protobuf:"bytes,2,opt,name=keyring,proto3" json:"keyring,omitempty"` // sealed
-	Epochs        []*Epoch               `protobuf:"bytes,3,rep,name=epochs,proto3" json:"epochs,omitempty"`   // the current epoch of each purpose
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`           // of the pending set
+	Keyring []byte                 `protobuf:"bytes,2,opt,name=keyring,proto3" json:"keyring,omitempty"` // sealed
+	Epochs  []*Epoch               `protobuf:"bytes,3,rep,name=epochs,proto3" json:"epochs,omitempty"`   // the current epoch of each purpose
+	// Since level 2: of the cluster, from here on; 0: as it is. It never falls. The
+	// shares and the keyring of the set are for this incarnation.
+	Incarnation   uint64 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1530,6 +1549,59 @@ func (x *CommitShareSet) GetEpochs() []*Epoch {
 	return nil
 }
 
+func (x *CommitShareSet) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+// AbandonShareSet gives a pending share set up, so that it can never be
+// committed; superseded when another one is pending, or none.
+type AbandonShareSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbandonShareSet) Reset() {
+	*x = AbandonShareSet{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbandonShareSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbandonShareSet) ProtoMessage() {}
+
+func (x *AbandonShareSet) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbandonShareSet.ProtoReflect.Descriptor instead.
+func (*AbandonShareSet) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AbandonShareSet) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
 type Epoch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Purpose       string                 `protobuf:"bytes,1,opt,name=purpose,proto3" json:"purpose,omitempty"`
@@ -1540,7 +1612,7 @@ type Epoch struct {
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1624,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1637,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{17}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Epoch) GetPurpose() string {
@@ -1592,7 +1664,7 @@ type SetSeal struct {
 
 func (x *SetSeal) Reset() {
 	*x = SetSeal{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1676,7 @@ func (x *SetSeal) String() string {
 func (*SetSeal) ProtoMessage() {}
 
 func (x *SetSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1689,7 @@ func (x *SetSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSeal.ProtoReflect.Descriptor instead.
 func (*SetSeal) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{18}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetSeal) GetSealed() bool {
@@ -1648,7 +1720,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1732,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1745,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{19}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AnchorAudit) GetPeer() string {
@@ -1721,7 +1793,7 @@ type PutSettings struct {
 
 func (x *PutSettings) Reset() {
 	*x = PutSettings{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1805,7 @@ func (x *PutSettings) String() string {
 func (*PutSettings) ProtoMessage() {}
 
 func (x *PutSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1818,7 @@ func (x *PutSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSettings.ProtoReflect.Descriptor instead.
 func (*PutSettings) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{20}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PutSettings) GetExpectedRevision() uint64 {
@@ -1775,7 +1847,7 @@ type RaiseLevel struct {
 
 func (x *RaiseLevel) Reset() {
 	*x = RaiseLevel{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1859,7 @@ func (x *RaiseLevel) String() string {
 func (*RaiseLevel) ProtoMessage() {}
 
 func (x *RaiseLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1872,7 @@ func (x *RaiseLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevel.ProtoReflect.Descriptor instead.
 func (*RaiseLevel) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RaiseLevel) GetLevel() uint32 {
@@ -1825,7 +1897,7 @@ type ReplaceKeyring struct {
 
 func (x *ReplaceKeyring) Reset() {
 	*x = ReplaceKeyring{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1909,7 @@ func (x *ReplaceKeyring) String() string {
 func (*ReplaceKeyring) ProtoMessage() {}
 
 func (x *ReplaceKeyring) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1922,7 @@ func (x *ReplaceKeyring) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceKeyring.ProtoReflect.Descriptor instead.
 func (*ReplaceKeyring) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReplaceKeyring) GetCommitted() []byte {
@@ -1894,7 +1966,7 @@ type Reseal struct {
 
 func (x *Reseal) Reset() {
 	*x = Reseal{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +1978,7 @@ func (x *Reseal) String() string {
 func (*Reseal) ProtoMessage() {}
 
 func (x *Reseal) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +1991,7 @@ func (x *Reseal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reseal.ProtoReflect.Descriptor instead.
 func (*Reseal) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Reseal) GetVersions() []*ResealedVersion {
@@ -1948,7 +2020,7 @@ type ResealedVersion struct {
 
 func (x *ResealedVersion) Reset() {
 	*x = ResealedVersion{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2032,7 @@ func (x *ResealedVersion) String() string {
 func (*ResealedVersion) ProtoMessage() {}
 
 func (x *ResealedVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2045,7 @@ func (x *ResealedVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedVersion.ProtoReflect.Descriptor instead.
 func (*ResealedVersion) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResealedVersion) GetToken() []byte {
@@ -2015,7 +2087,7 @@ type ResealedPolicy struct {
 
 func (x *ResealedPolicy) Reset() {
 	*x = ResealedPolicy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2099,7 @@ func (x *ResealedPolicy) String() string {
 func (*ResealedPolicy) ProtoMessage() {}
 
 func (x *ResealedPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2112,7 @@ func (x *ResealedPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedPolicy.ProtoReflect.Descriptor instead.
 func (*ResealedPolicy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResealedPolicy) GetToken() []byte {
@@ -2083,7 +2155,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2167,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2180,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Result) GetCode() Code {
@@ -2201,7 +2273,7 @@ type OperationResult struct {
 
 func (x *OperationResult) Reset() {
 	*x = OperationResult{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2285,7 @@ func (x *OperationResult) String() string {
 func (*OperationResult) ProtoMessage() {}
 
 func (x *OperationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2298,7 @@ func (x *OperationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationResult.ProtoReflect.Descriptor instead.
 func (*OperationResult) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OperationResult) GetVersion() uint64 {
@@ -2275,7 +2347,7 @@ type Current struct {
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2359,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2372,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Current) GetPolicyRevision() uint64 {
@@ -2428,7 +2500,7 @@ type CurrentSecret struct {
 
 func (x *CurrentSecret) Reset() {
 	*x = CurrentSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2512,7 @@ func (x *CurrentSecret) String() string {
 func (*CurrentSecret) ProtoMessage() {}
 
 func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2525,7 @@ func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CurrentSecret.ProtoReflect.Descriptor instead.
 func (*CurrentSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CurrentSecret) GetRevision() uint64 {
@@ -2495,7 +2567,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2579,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2592,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Secret) GetToken() []byte {
@@ -2606,7 +2678,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2690,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2703,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Version) GetVersion() uint64 {
@@ -2682,7 +2754,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2694,7 +2766,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2707,7 +2779,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Policy) GetToken() []byte {
@@ -2759,7 +2831,7 @@ type SealState struct {
 
 func (x *SealState) Reset() {
 	*x = SealState{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +2843,7 @@ func (x *SealState) String() string {
 func (*SealState) ProtoMessage() {}
 
 func (x *SealState) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +2856,7 @@ func (x *SealState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealState.ProtoReflect.Descriptor instead.
 func (*SealState) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SealState) GetSealed() bool {
@@ -2844,7 +2916,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2928,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +2941,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Anchor) GetPeer() string {
@@ -2942,7 +3014,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3026,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3039,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3106,7 +3178,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3190,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3203,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3235,7 +3307,7 @@ type WindowEntry struct {
 
 func (x *WindowEntry) Reset() {
 	*x = WindowEntry{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +3319,7 @@ func (x *WindowEntry) String() string {
 func (*WindowEntry) ProtoMessage() {}
 
 func (x *WindowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3332,7 @@ func (x *WindowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowEntry.ProtoReflect.Descriptor instead.
 func (*WindowEntry) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WindowEntry) GetId() []byte {
@@ -3335,7 +3407,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3419,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +3432,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SnapshotTrailer) GetSecrets() uint64 {
@@ -3423,7 +3495,7 @@ var File_fsm_fsmpb_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\x90\n" +
+	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xdf\n" +
 	"\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12$\n" +
@@ -3449,7 +3521,8 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\vraise_level\x18\x1e \x01(\v2\x1a.spikeha.fsm.v1.RaiseLevelH\x00R\n" +
 	"raiseLevel\x12I\n" +
 	"\x0freplace_keyring\x18\x1f \x01(\v2\x1e.spikeha.fsm.v1.ReplaceKeyringH\x00R\x0ereplaceKeyring\x120\n" +
-	"\x06reseal\x18  \x01(\v2\x16.spikeha.fsm.v1.ResealH\x00R\x06resealB\x04\n" +
+	"\x06reseal\x18  \x01(\v2\x16.spikeha.fsm.v1.ResealH\x00R\x06reseal\x12M\n" +
+	"\x11abandon_share_set\x18! \x01(\v2\x1f.spikeha.fsm.v1.AbandonShareSetH\x00R\x0fabandonShareSetB\x04\n" +
 	"\x02op\"I\n" +
 	"\aWriteID\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -3528,11 +3601,14 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x03set\x18\x01 \x01(\v2\x18.spikeha.fsm.v1.ShareSetR\x03set\x12\x1e\n" +
 	"\n" +
 	"supersedes\x18\x02 \x01(\fR\n" +
-	"supersedes\"i\n" +
+	"supersedes\"\x8b\x01\n" +
 	"\x0eCommitShareSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
 	"\akeyring\x18\x02 \x01(\fR\akeyring\x12-\n" +
-	"\x06epochs\x18\x03 \x03(\v2\x15.spikeha.fsm.v1.EpochR\x06epochs\"1\n" +
+	"\x06epochs\x18\x03 \x03(\v2\x15.spikeha.fsm.v1.EpochR\x06epochs\x12 \n" +
+	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\"!\n" +
+	"\x0fAbandonShareSet\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"1\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\apurpose\x18\x01 \x01(\tR\apurpose\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\"R\n" +
@@ -3733,7 +3809,7 @@ func file_fsm_fsmpb_fsm_proto_rawDescGZIP() []byte {
 }
 
 var file_fsm_fsmpb_fsm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(Code)(0),                // 0: spikeha.fsm.v1.Code
 	(*Command)(nil),          // 1: spikeha.fsm.v1.Command
@@ -3753,28 +3829,29 @@ var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(*ShareSet)(nil),         // 15: spikeha.fsm.v1.ShareSet
 	(*BeginShareSet)(nil),    // 16: spikeha.fsm.v1.BeginShareSet
 	(*CommitShareSet)(nil),   // 17: spikeha.fsm.v1.CommitShareSet
-	(*Epoch)(nil),            // 18: spikeha.fsm.v1.Epoch
-	(*SetSeal)(nil),          // 19: spikeha.fsm.v1.SetSeal
-	(*AnchorAudit)(nil),      // 20: spikeha.fsm.v1.AnchorAudit
-	(*PutSettings)(nil),      // 21: spikeha.fsm.v1.PutSettings
-	(*RaiseLevel)(nil),       // 22: spikeha.fsm.v1.RaiseLevel
-	(*ReplaceKeyring)(nil),   // 23: spikeha.fsm.v1.ReplaceKeyring
-	(*Reseal)(nil),           // 24: spikeha.fsm.v1.Reseal
-	(*ResealedVersion)(nil),  // 25: spikeha.fsm.v1.ResealedVersion
-	(*ResealedPolicy)(nil),   // 26: spikeha.fsm.v1.ResealedPolicy
-	(*Result)(nil),           // 27: spikeha.fsm.v1.Result
-	(*OperationResult)(nil),  // 28: spikeha.fsm.v1.OperationResult
-	(*Current)(nil),          // 29: spikeha.fsm.v1.Current
-	(*CurrentSecret)(nil),    // 30: spikeha.fsm.v1.CurrentSecret
-	(*Secret)(nil),           // 31: spikeha.fsm.v1.Secret
-	(*Version)(nil),          // 32: spikeha.fsm.v1.Version
-	(*Policy)(nil),           // 33: spikeha.fsm.v1.Policy
-	(*SealState)(nil),        // 34: spikeha.fsm.v1.SealState
-	(*Anchor)(nil),           // 35: spikeha.fsm.v1.Anchor
-	(*SnapshotRecord)(nil),   // 36: spikeha.fsm.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),   // 37: spikeha.fsm.v1.SnapshotHeader
-	(*WindowEntry)(nil),      // 38: spikeha.fsm.v1.WindowEntry
-	(*SnapshotTrailer)(nil),  // 39: spikeha.fsm.v1.SnapshotTrailer
+	(*AbandonShareSet)(nil),  // 18: spikeha.fsm.v1.AbandonShareSet
+	(*Epoch)(nil),            // 19: spikeha.fsm.v1.Epoch
+	(*SetSeal)(nil),          // 20: spikeha.fsm.v1.SetSeal
+	(*AnchorAudit)(nil),      // 21: spikeha.fsm.v1.AnchorAudit
+	(*PutSettings)(nil),      // 22: spikeha.fsm.v1.PutSettings
+	(*RaiseLevel)(nil),       // 23: spikeha.fsm.v1.RaiseLevel
+	(*ReplaceKeyring)(nil),   // 24: spikeha.fsm.v1.ReplaceKeyring
+	(*Reseal)(nil),           // 25: spikeha.fsm.v1.Reseal
+	(*ResealedVersion)(nil),  // 26: spikeha.fsm.v1.ResealedVersion
+	(*ResealedPolicy)(nil),   // 27: spikeha.fsm.v1.ResealedPolicy
+	(*Result)(nil),           // 28: spikeha.fsm.v1.Result
+	(*OperationResult)(nil),  // 29: spikeha.fsm.v1.OperationResult
+	(*Current)(nil),          // 30: spikeha.fsm.v1.Current
+	(*CurrentSecret)(nil),    // 31: spikeha.fsm.v1.CurrentSecret
+	(*Secret)(nil),           // 32: spikeha.fsm.v1.Secret
+	(*Version)(nil),          // 33: spikeha.fsm.v1.Version
+	(*Policy)(nil),           // 34: spikeha.fsm.v1.Policy
+	(*SealState)(nil),        // 35: spikeha.fsm.v1.SealState
+	(*Anchor)(nil),           // 36: spikeha.fsm.v1.Anchor
+	(*SnapshotRecord)(nil),   // 37: spikeha.fsm.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),   // 38: spikeha.fsm.v1.SnapshotHeader
+	(*WindowEntry)(nil),      // 39: spikeha.fsm.v1.WindowEntry
+	(*SnapshotTrailer)(nil),  // 40: spikeha.fsm.v1.SnapshotTrailer
 }
 var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	2,  // 0: spikeha.fsm.v1.Command.write_id:type_name -> spikeha.fsm.v1.WriteID
@@ -3789,48 +3866,49 @@ var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	14, // 9: spikeha.fsm.v1.Command.delete_policy:type_name -> spikeha.fsm.v1.DeletePolicy
 	16, // 10: spikeha.fsm.v1.Command.begin_share_set:type_name -> spikeha.fsm.v1.BeginShareSet
 	17, // 11: spikeha.fsm.v1.Command.commit_share_set:type_name -> spikeha.fsm.v1.CommitShareSet
-	19, // 12: spikeha.fsm.v1.Command.set_seal:type_name -> spikeha.fsm.v1.SetSeal
-	20, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
-	21, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
+	20, // 12: spikeha.fsm.v1.Command.set_seal:type_name -> spikeha.fsm.v1.SetSeal
+	21, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
+	22, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
 	11, // 15: spikeha.fsm.v1.Command.transaction:type_name -> spikeha.fsm.v1.Transaction
-	22, // 16: spikeha.fsm.v1.Command.raise_level:type_name -> spikeha.fsm.v1.RaiseLevel
-	23, // 17: spikeha.fsm.v1.Command.replace_keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
-	24, // 18: spikeha.fsm.v1.Command.reseal:type_name -> spikeha.fsm.v1.Reseal
-	5,  // 19: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
-	12, // 20: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
-	6,  // 21: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
-	7,  // 22: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
-	9,  // 23: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
-	10, // 24: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	15, // 25: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
-	18, // 26: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
-	5,  // 27: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
-	18, // 28: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
-	25, // 29: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
-	26, // 30: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
-	0,  // 31: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
-	29, // 32: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
-	28, // 33: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
-	30, // 34: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
-	32, // 35: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
-	15, // 36: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
-	15, // 37: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
-	18, // 38: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
-	37, // 39: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
-	31, // 40: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
-	32, // 41: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
-	33, // 42: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
-	35, // 43: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
-	38, // 44: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
-	39, // 45: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
-	5,  // 46: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
-	34, // 47: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
-	28, // 48: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	23, // 16: spikeha.fsm.v1.Command.raise_level:type_name -> spikeha.fsm.v1.RaiseLevel
+	24, // 17: spikeha.fsm.v1.Command.replace_keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
+	25, // 18: spikeha.fsm.v1.Command.reseal:type_name -> spikeha.fsm.v1.Reseal
+	18, // 19: spikeha.fsm.v1.Command.abandon_share_set:type_name -> spikeha.fsm.v1.AbandonShareSet
+	5,  // 20: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
+	12, // 21: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
+	6,  // 22: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	7,  // 23: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	9,  // 24: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	10, // 25: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	15, // 26: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
+	19, // 27: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
+	5,  // 28: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
+	19, // 29: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
+	26, // 30: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
+	27, // 31: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
+	0,  // 32: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
+	30, // 33: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
+	29, // 34: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
+	31, // 35: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
+	33, // 36: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
+	15, // 37: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
+	15, // 38: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
+	19, // 39: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
+	38, // 40: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
+	32, // 41: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
+	33, // 42: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
+	34, // 43: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
+	36, // 44: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
+	39, // 45: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
+	40, // 46: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
+	5,  // 47: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
+	35, // 48: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
+	29, // 49: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_fsm_fsmpb_fsm_proto_init() }
@@ -3856,6 +3934,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Command_RaiseLevel)(nil),
 		(*Command_ReplaceKeyring)(nil),
 		(*Command_Reseal)(nil),
+		(*Command_AbandonShareSet)(nil),
 	}
 	file_fsm_fsmpb_fsm_proto_msgTypes[2].OneofWrappers = []any{}
 	file_fsm_fsmpb_fsm_proto_msgTypes[11].OneofWrappers = []any{
@@ -3864,7 +3943,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Operation_DestroyVersions)(nil),
 		(*Operation_PurgeSecret)(nil),
 	}
-	file_fsm_fsmpb_fsm_proto_msgTypes[35].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[36].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Secret)(nil),
 		(*SnapshotRecord_Version)(nil),
@@ -3879,7 +3958,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_fsmpb_fsm_proto_rawDesc), len(file_fsm_fsmpb_fsm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
