@@ -4,6 +4,8 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/spike-ha/spike-ha/node.Version=$(VERSION)
 BIN     := bin
+# Erases what Go copies of keys: seal/internal/erase.
+export GOEXPERIMENT ?= runtimesecret
 PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto
 
 .DEFAULT_GOAL := help

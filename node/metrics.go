@@ -16,6 +16,7 @@ import (
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/internal/measure"
+	"github.com/spike-ha/spike-ha/seal"
 )
 
 // serveMetrics answers on the metrics address: numbers and probes, without any
@@ -105,6 +106,7 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 }
 
 func (m metrics) core(s sink, status cluster.Status) {
+	const alarmHelp = "1 while this alarm is on; spikectl status says what to do."
 	n := m.n
 	leaving, _ := n.Draining()
 	s.gauge("spike_core_info", "Always 1; the release of this peer.", 1, "version", Version)
@@ -115,8 +117,10 @@ func (m metrics) core(s sink, status cluster.Status) {
 	s.gauge("spike_svid_expiry_timestamp_seconds", "When this peer's SVID ends.", float64(n.source.Expiry().Unix()))
 	for _, kind := range cluster.AlarmKinds {
 		on := slices.ContainsFunc(status.Alarms, func(a cluster.Alarm) bool { return a.Kind == kind })
-		s.gauge("spike_alarm", "1 while this alarm is on; spikectl status says what to do.", boolean(on), "kind", string(kind))
+		s.gauge("spike_alarm", alarmHelp, boolean(on), "kind", string(kind))
 	}
+	_, fault := seal.MemoryFault()
+	s.gauge("spike_alarm", alarmHelp, boolean(fault != nil), "kind", alarmMemory)
 }
 
 func (m metrics) raft(s sink, status cluster.Status) {

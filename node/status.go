@@ -13,9 +13,14 @@ import (
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
+	"github.com/spike-ha/spike-ha/seal"
 )
 
-const rpcStatus = "node.status"
+const (
+	rpcStatus = "node.status"
+	// alarmMemory: keys are in memory that the system may swap out.
+	alarmMemory = "memory-not-locked"
+)
 
 // Health says how this peer is, from memory.
 func (n *Node) Health() client.Health {
@@ -147,6 +152,10 @@ func (n *Node) ownStatus() client.PeerStatus {
 	var alarms []client.Alarm
 	for _, a := range status.Alarms {
 		alarms = append(alarms, client.Alarm{Kind: string(a.Kind), Detail: a.Detail, Since: a.Since})
+	}
+	if since, err := seal.MemoryFault(); err != nil {
+		alarms = append(alarms, client.Alarm{Kind: alarmMemory, Since: since,
+			Detail: "the system refuses to lock memory, so that keys could reach swap: raise RLIMIT_MEMLOCK (LimitMEMLOCK) or turn swap off, and restart this peer"})
 	}
 	return client.PeerStatus{ID: n.cfg.ID, Alarms: alarms, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
 		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), Lag: status.Lag, LastContact: max(status.LastContact.Seconds(), -1), LastTerm: status.LastTerm, LastIndex: status.LastIndex,

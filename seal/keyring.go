@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
 )
@@ -44,10 +45,12 @@ func newKeyring(now time.Time) *sealpb.Keyring {
 	return ring
 }
 
-func newEpoch(now time.Time) *sealpb.Epoch {
-	e := &sealpb.Epoch{Id: make([]byte, epochIDSize), Key: make([]byte, keySize), CreatedUnixNano: now.UnixNano()}
-	rand.Read(e.Id) // never fails: the runtime stops the process instead
-	rand.Read(e.Key)
+func newEpoch(now time.Time) (e *sealpb.Epoch) {
+	erase.Do(func() {
+		e = &sealpb.Epoch{Id: make([]byte, epochIDSize), Key: make([]byte, keySize), CreatedUnixNano: now.UnixNano()}
+		rand.Read(e.Id) // never fails: the runtime stops the process instead
+		rand.Read(e.Key)
+	})
 	return e
 }
 
@@ -81,7 +84,12 @@ func keyringCipher(root []byte, c ClusterRef, set [16]byte) (cipher.AEAD, error)
 }
 
 // sealKeyring makes the bytes that go into the ledger.
-func sealKeyring(root []byte, c ClusterRef, set [16]byte, ring *sealpb.Keyring) ([]byte, error) {
+func sealKeyring(root []byte, c ClusterRef, set [16]byte, ring *sealpb.Keyring) (sealed []byte, err error) {
+	erase.Do(func() { sealed, err = sealKeyringWithin(root, c, set, ring) })
+	return slices.Clone(sealed), err
+}
+
+func sealKeyringWithin(root []byte, c ClusterRef, set [16]byte, ring *sealpb.Keyring) ([]byte, error) {
 	aead, err := keyringCipher(root, c, set)
 	if err != nil {
 		return nil, err
@@ -96,7 +104,12 @@ func sealKeyring(root []byte, c ClusterRef, set [16]byte, ring *sealpb.Keyring) 
 }
 
 // openKeyring undoes sealKeyring; every failure wraps ErrKeyring.
-func openKeyring(root []byte, c ClusterRef, set [16]byte, sealed []byte) (*sealpb.Keyring, error) {
+func openKeyring(root []byte, c ClusterRef, set [16]byte, sealed []byte) (ring *sealpb.Keyring, err error) {
+	erase.Do(func() { ring, err = openKeyringWithin(root, c, set, sealed) })
+	return ring, err
+}
+
+func openKeyringWithin(root []byte, c ClusterRef, set [16]byte, sealed []byte) (*sealpb.Keyring, error) {
 	switch {
 	case len(sealed) < keyringExtra || len(sealed) > maxKeyring:
 		return nil, fmt.Errorf("%w: it has %d bytes", ErrKeyring, len(sealed))

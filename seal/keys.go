@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
 )
@@ -49,7 +50,7 @@ type keys struct {
 	secret  *locked.Buffer     // all epoch keys, then the MAC keys
 	epochs  map[epochID]*epoch // every epoch
 	current map[Purpose]*epoch // the newest of each purpose
-	macs    map[macKey][]byte  // MAC keys of every epoch of the MAC purposes, in secret
+	macs    map[macKey]*macs   // of every epoch of the MAC purposes
 	limit   uint64             // encryptions per process id
 	writer  atomic.Pointer[writer]
 	renewal sync.Mutex // held while a new writer is made
@@ -99,10 +100,11 @@ func newKeys(root *locked.Buffer, st State, limit uint64) (*keys, error) {
 		cluster: st.Cluster, set: *st.Committed, keyringSum: [32]byte(sum(st.Keyring)),
 		root: root, limit: limit,
 		epochs: make(map[epochID]*epoch), current: make(map[Purpose]*epoch),
-		macs: make(map[macKey][]byte), ciphers: make(map[cipherKey]cipher.AEAD),
+		macs: make(map[macKey]*macs), ciphers: make(map[cipherKey]cipher.AEAD),
 	}
 	k.refs.Store(1)
-	if err := k.load(ring); err != nil {
+	erase.Do(func() { err = k.load(ring) })
+	if err != nil {
 		k.release()
 		return nil, err
 	}
@@ -145,7 +147,7 @@ func (k *keys) load(ring *sealpb.Keyring) error {
 				if err != nil {
 					return fmt.Errorf("seal: deriving a MAC key: %w", err)
 				}
-				k.macs[macKey{ep.id, use}] = store(derived)
+				k.macs[macKey{ep.id, use}] = newMACs(store(derived))
 				locked.Wipe(derived)
 			}
 		}
@@ -175,9 +177,11 @@ func (k *keys) release() {
 	k.root.Destroy()
 	k.secret.Destroy()
 	k.writer.Store(nil)
+	k.macs = nil
 	k.mu.Lock()
 	k.ciphers = nil
 	k.mu.Unlock()
+	erase.Soon() // ciphers and MACs are on the heap
 }
 
 // forget lets go of the keys of before.
@@ -188,14 +192,18 @@ func (k *keys) forget() {
 }
 
 // derive makes the subkey of one process under one epoch.
-func (e *epoch) derive(process processID) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, e.key, nil,
-		label("spike-ha/seal/1/record-key", []byte(e.purpose), e.id[:], process[:]), keySize)
-	if err != nil {
-		return nil, fmt.Errorf("seal: deriving a record key: %w", err)
-	}
-	defer locked.Wipe(key)
-	return newGCM(key)
+func (e *epoch) derive(process processID) (aead cipher.AEAD, err error) {
+	erase.Do(func() {
+		var key []byte
+		key, err = hkdf.Key(sha256.New, e.key, nil, label("spike-ha/seal/1/record-key", []byte(e.purpose), e.id[:], process[:]), keySize)
+		if err != nil {
+			err = fmt.Errorf("seal: deriving a record key: %w", err)
+			return
+		}
+		aead, err = newGCM(key)
+		locked.Wipe(key)
+	})
+	return aead, err
 }
 
 func (k *keys) newWriter() (*writer, error) {
@@ -255,7 +263,12 @@ func (k *keys) open(p Purpose, id epochID, process processID, sealed, aad []byte
 			return nil, err
 		}
 	}
-	plain, err := aead.Open(nil, nil, sealed, aad)
+	if len(sealed) < nonceSize+tagSize {
+		return nil, ErrOpen
+	}
+	plain := make([]byte, 0, len(sealed)-nonceSize-tagSize)
+	var err error
+	erase.Do(func() { plain, err = aead.Open(plain, nil, sealed, aad) }) // allocates nothing: there is room
 	if err != nil {
 		return nil, ErrOpen
 	}

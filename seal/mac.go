@@ -6,7 +6,11 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"slices"
+	"sync"
+
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 )
 
 // What the MAC keys are used for; part of their derivation.
@@ -67,17 +71,39 @@ func (s *Seal) mac(p Purpose, id []byte, parts ...[]byte) (out [32]byte, keyID [
 	if id != nil {
 		at = epochID(id)
 	}
-	key := k.macs[macKey{at, macUses[p]}]
-	if key == nil {
+	macs := k.macs[macKey{at, macUses[p]}]
+	if macs == nil {
 		return out, nil, fmt.Errorf("%w: the keyring holds no %s key %x", ErrPurpose, p, at)
 	}
-	h := hmac.New(sha256.New, key)
+	h := macs.idle.Get().(hash.Hash)
 	var length [4]byte
-	for _, part := range parts {
-		binary.BigEndian.PutUint32(length[:], uint32(len(part)))
-		h.Write(length[:])
-		h.Write(part)
-	}
-	h.Sum(out[:0])
+	erase.Do(func() {
+		for _, part := range parts {
+			binary.BigEndian.PutUint32(length[:], uint32(len(part)))
+			h.Write(length[:])
+			h.Write(part)
+		}
+		h.Sum(out[:0])
+		h.Reset() // of the name, too
+	})
+	macs.idle.Put(h)
 	return out, slices.Clone(at[:]), nil
+}
+
+// macs are MACs under one key. They are made within erase.Do, and used again and again: a new one holds its key
+// twice, under masks.
+type macs struct{ idle sync.Pool }
+
+// newMACs leaves key where it is, in locked memory, for as long as the keys that it belongs to are in use.
+func newMACs(key []byte) *macs {
+	m := &macs{}
+	m.idle.New = func() (h any) {
+		erase.Do(func() {
+			mac := hmac.New(sha256.New, key)
+			mac.Reset() // has it remember the states behind the masks instead
+			h = mac
+		})
+		return h
+	}
+	return m
 }

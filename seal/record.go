@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 )
 
 // A sealed record is
@@ -57,7 +59,9 @@ func (s *Seal) Encrypt(p Purpose, a AAD, plaintext []byte) ([]byte, error) {
 	out = append(out, recordFormat)
 	out = append(out, c.epoch[:]...)
 	out = append(out, w.process[:]...)
-	return c.aead.Seal(out, nil, plaintext, additional(k.cluster.ID, a, c.epoch, w.process)), nil
+	aad := additional(k.cluster.ID, a, c.epoch, w.process)
+	erase.Do(func() { out = c.aead.Seal(out, nil, plaintext, aad) }) // allocates nothing: there is room
+	return out, nil
 }
 
 // Decrypt opens what Encrypt sealed for the same purpose and AAD, by this process or any other of the cluster.

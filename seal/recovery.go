@@ -5,6 +5,7 @@ import (
 	"sort"
 	"sync"
 
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -34,11 +35,14 @@ func (s *Seal) Recovery(st State) ([]RecoveryShare, error) {
 		return nil, err
 	}
 	defer destroy(shares)
-	out := make([]RecoveryShare, len(shares))
-	for i, share := range shares {
-		out[i].Index = i + 1
-		copy(out[i].Bytes[:], share.Bytes())
-	}
+	var out []RecoveryShare
+	erase.Do(func() {
+		out = make([]RecoveryShare, len(shares))
+		for i, share := range shares {
+			out[i].Index = i + 1
+			copy(out[i].Bytes[:], share.Bytes())
+		}
+	})
 	return out, nil
 }
 
@@ -88,7 +92,7 @@ func (c *Collector) Add(st State, index int, share []byte) (Progress, error) {
 		return c.progress(set), fmt.Errorf("%w: index %d", ErrDuplicateShare, index)
 	}
 	held := locked.New(shareSize)
-	copy(held.Bytes(), share)
+	erase.Do(func() { copy(held.Bytes(), share) })
 	c.shares[index] = held
 	return c.progress(set), nil
 }

@@ -15,8 +15,12 @@
 // The package assumes a Ledger that agrees with the other peers and Keepers reached over authenticated
 // connections. It guarantees that a share is believed only when it fits the fingerprint in the replicated state,
 // that no two of its keys are used for two things, that after Lock no operation begins, and that key bytes are
-// wiped when the last operation under way has ended. Expanded AES schedules of derived keys, and what math/big
-// leaves behind of a splitting, live on the Go heap until they are collected; see internal/locked for the rest.
+// wiped when the last operation under way has ended: those in locked memory (internal/locked) at once, and what
+// ciphers, MACs and big numbers are made of, on the Go heap, by the passes of the collector that the wiping asks for
+// (internal/erase, in programs built as the Makefile builds them). Afterwards the process's memory holds no key
+// in any form that a test could find: root key, shares, epoch keys and all that is derived from them. What is outside
+// this package is not covered: shares on their way from and to Keepers and operators pass through buffers of TLS,
+// HTTP and JSON.
 //
 // It imports no other package of ours and knows neither the log nor the network.
 package seal
@@ -79,11 +83,15 @@ func New(cfg Config) *Seal {
 		cfg.linger = lingering
 	}
 	locked.New(1).Destroy() // finds out now rather than with the first key
-	if err := locked.Degraded(); err != nil {
+	if _, err := locked.Degraded(); err != nil {
 		cfg.Logger.Warn("the system refuses to lock memory: keys could reach swap; raise RLIMIT_MEMLOCK (LimitMEMLOCK) or turn swap off", "error", err)
 	}
 	return &Seal{cfg: cfg, log: cfg.Logger}
 }
+
+// MemoryFault is nil while the system lets this process lock all its key bytes in memory, else the first refusal, and
+// since when: keys could reach swap.
+func MemoryFault() (since time.Time, err error) { return locked.Degraded() }
 
 // Sealed says whether operations are refused for want of keys.
 func (s *Seal) Sealed() bool { return s.keys.Load() == nil }

@@ -13,14 +13,15 @@ import (
 	"github.com/cloudflare/circl/math/polynomial"
 	"github.com/cloudflare/circl/secretsharing"
 
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
 // Shares are points of a polynomial over the scalar field of P-256, the field SPIKE uses, so that its recovery
 // arithmetic and ours agree. The root key is the polynomial at 0, share i its value at i.
 //
-// circl's arithmetic goes through math/big, whose intermediate values stay on the Go heap until they are collected
-// and are not constant-time. Both matter only to somebody who is inside this process already.
+// circl's arithmetic goes through math/big, which is not constant-time and leaves intermediate values on the Go heap:
+// it runs within erase.Do. The timing matters only to somebody who is inside this process already.
 
 const (
 	shareSize = 32
@@ -30,17 +31,25 @@ const (
 )
 
 // newRoot draws a root key. Zero is not one, since SPIKE's shares take an all-zero value for "none".
-func newRoot() *locked.Buffer {
-	b, err := group.P256.RandomNonZeroScalar(rand.Reader).MarshalBinary()
-	if err != nil {
-		panic("seal: a P-256 scalar always has a binary form: " + err.Error())
-	}
-	return locked.Take(b)
+func newRoot() (root *locked.Buffer) {
+	erase.Do(func() {
+		b, err := group.P256.RandomNonZeroScalar(rand.Reader).MarshalBinary()
+		if err != nil {
+			panic("seal: a P-256 scalar always has a binary form: " + err.Error())
+		}
+		root = locked.Take(b)
+	})
+	return root
 }
 
 // split computes share 1 … n. It is a function of its arguments, which is what lets any unsealed peer give a
 // Keeper the same share again.
-func split(root []byte, set [16]byte, n, t int) ([]*locked.Buffer, error) {
+func split(root []byte, set [16]byte, n, t int) (shares []*locked.Buffer, err error) {
+	erase.Do(func() { shares, err = splitWithin(root, set, n, t) })
+	return shares, err
+}
+
+func splitWithin(root []byte, set [16]byte, n, t int) ([]*locked.Buffer, error) {
 	coefficients := make([]group.Scalar, t)
 	coefficients[0] = group.P256.NewScalar()
 	if err := coefficients[0].UnmarshalBinary(root); err != nil {
@@ -75,7 +84,12 @@ type point struct {
 
 // join recovers the root key from exactly t points of different index. circl counts its threshold one lower, and
 // panics on equal indexes.
-func join(points []point) (*locked.Buffer, error) {
+func join(points []point) (root *locked.Buffer, err error) {
+	erase.Do(func() { root, err = joinWithin(points) })
+	return root, err
+}
+
+func joinWithin(points []point) (*locked.Buffer, error) {
 	seen := make(map[int]bool, len(points))
 	shares := make([]secretsharing.Share, 0, len(points))
 	for _, p := range points {
@@ -105,12 +119,14 @@ func join(points []point) (*locked.Buffer, error) {
 
 // fingerprint identifies a share without giving anything of it away: a share is a uniformly random scalar.
 func fingerprint(set [16]byte, index int, share []byte) (f [32]byte) {
-	h := sha256.New()
-	h.Write([]byte("spike-ha/seal/1/share-fingerprint\x00"))
-	h.Write(set[:])
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(index)))
-	h.Write(share)
-	h.Sum(f[:0])
+	erase.Do(func() { // a hash keeps the end of what it was given
+		h := sha256.New()
+		h.Write([]byte("spike-ha/seal/1/share-fingerprint\x00"))
+		h.Write(set[:])
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(index)))
+		h.Write(share)
+		h.Sum(f[:0])
+	})
 	return f
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -70,7 +71,7 @@ func (s *Seal) Follow(st State) error {
 		return ErrStaleState
 	}
 	root := locked.New(len(k.root.Bytes()))
-	copy(root.Bytes(), k.root.Bytes())
+	erase.Do(func() { copy(root.Bytes(), k.root.Bytes()) }) // through registers
 	fresh, err := newKeys(root, st, s.cfg.encryptCap)
 	if err != nil {
 		return err

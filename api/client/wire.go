@@ -366,7 +366,7 @@ type PeerStatus struct {
 // Alarm is something that goes on at a peer and wants an operator. It ends when
 // its cause does.
 type Alarm struct {
-	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls
+	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls, memory-not-locked
 	Detail string    `json:"detail"`
 	Since  time.Time `json:"since"`
 }

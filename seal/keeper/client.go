@@ -16,6 +16,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/identity"
 	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -169,7 +170,8 @@ func (c *Client) post(ctx context.Context, route string, body []byte, out any) e
 	if out == nil {
 		return nil
 	}
-	if err := json.Unmarshal(answer, out); err != nil {
+	erase.Do(func() { err = json.Unmarshal(answer, out) })
+	if err != nil {
 		return fmt.Errorf("keeper: %s: the answer is not what this version expects", c.name) // the cause could quote a share
 	}
 	return nil

@@ -99,7 +99,7 @@ func Run(ctx context.Context, c Config, stderr io.Writer) error {
 	}
 	o.Logger = log
 	if err := seal.ProtectProcess(); err != nil {
-		log.Warn("memory protection is incomplete: shares could reach a core dump or a debugger", "error", err)
+		log.Warn("shares in memory are less protected than they could be", "error", err)
 	}
 	source, err := identity.Open(ctx, identity.Options{Socket: c.Socket, Timeout: c.SourceTimeout, Logger: log})
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -84,8 +85,7 @@ func (v *vault) place(slot seal.Slot, share []byte) error {
 		return err
 	}
 	v.cluster = slot.Cluster.ID
-	buffer := locked.New(shareSize)
-	copy(buffer.Bytes(), share)
+	buffer := keep(share)
 	if h := v.find(slot.Cluster, slot.Set); h != nil {
 		h.share.Destroy()
 		h.slot, h.share = slot, buffer
@@ -104,8 +104,16 @@ func (v *vault) place(slot seal.Slot, share []byte) error {
 	return nil
 }
 
+// keep copies a share into locked memory.
+func keep(share []byte) *locked.Buffer {
+	buffer := locked.New(shareSize)
+	erase.Do(func() { copy(buffer.Bytes(), share) }) // through registers
+	return buffer
+}
+
 func (v *vault) drop(i int) {
 	v.shares[i].share.Destroy()
+	erase.Soon() // what parsing it left behind
 	v.shares = slices.Delete(v.shares, i, i+1)
 }
 
@@ -186,8 +194,7 @@ func (h HeldSlot) String() string {
 
 // contribute stores SPIKE's bare share, which says nothing about its cluster or index.
 func (v *vault) contribute(share []byte) {
-	buffer := locked.New(shareSize)
-	copy(buffer.Bytes(), share)
+	buffer := keep(share)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.contributed.Destroy()

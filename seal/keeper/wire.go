@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -78,6 +79,11 @@ var (
 
 // parseSlot reads one of our requests, strictly. The share, if there is one, belongs to the caller, who wipes it.
 func parseSlot(body []byte, fields []string) (slot seal.Slot, share []byte, err error) {
+	erase.Do(func() { slot, share, err = parseSlotWithin(body, fields) })
+	return slot, share, err
+}
+
+func parseSlotWithin(body []byte, fields []string) (slot seal.Slot, share []byte, err error) {
 	keys, err := inspect(body)
 	if err != nil {
 		return slot, nil, err
@@ -115,7 +121,12 @@ func parseEmpty(body []byte, strict bool) error {
 }
 
 // parseContribution reads SPIKE's {"shard":[32 numbers]}; other fields are ignored, as its servers do.
-func parseContribution(body []byte) ([]byte, error) {
+func parseContribution(body []byte) (share []byte, err error) {
+	erase.Do(func() { share, err = parseContributionWithin(body) })
+	return share, err
+}
+
+func parseContributionWithin(body []byte) ([]byte, error) {
 	if _, err := inspect(body); err != nil {
 		return nil, err
 	}
@@ -213,9 +224,12 @@ func shardAnswer(b []byte, share []byte) []byte {
 
 // fetchAnswer is ours.
 func fetchAnswer(b []byte, share []byte) []byte {
-	b = append(b, `{"share":"`...)
-	b = base64.StdEncoding.AppendEncode(b, share)
-	return append(b, `"}`...)
+	erase.Do(func() {
+		b = append(b, `{"share":"`...)
+		b = base64.StdEncoding.AppendEncode(b, share)
+		b = append(b, `"}`...)
+	})
+	return b
 }
 
 // holdsAnswer lists slots; it holds no share.

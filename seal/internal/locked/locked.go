@@ -1,5 +1,5 @@
 // Package locked holds secret bytes outside the Go heap, in memory that the system is asked neither to swap nor
-// to dump.
+// to dump nor to hand to a forked process.
 //
 // It never fails and never panics: where the system refuses to lock memory (RLIMIT_MEMLOCK), the bytes are kept
 // unlocked, and Degraded tells why. memguard, the usual choice, treats that refusal as fatal and wipes every
@@ -13,19 +13,26 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/awnumar/memcall"
 )
 
-// degraded is the first refusal of the system, if there was one.
-var degraded atomic.Pointer[error]
+// refusal says that the system did not lock memory.
+type refusal struct {
+	at  time.Time
+	err error
+}
 
-// Degraded is nil while every buffer so far could be locked, else the first reason why one could not.
-func Degraded() error {
-	if p := degraded.Load(); p != nil {
-		return *p
+// degraded is the first refusal, if there was one.
+var degraded atomic.Pointer[refusal]
+
+// Degraded is nil while every buffer so far could be locked, else the first reason why one could not, and since when.
+func Degraded() (since time.Time, err error) {
+	if r := degraded.Load(); r != nil {
+		return r.at, r.err
 	}
-	return nil
+	return time.Time{}, nil
 }
 
 // Buffer is a fixed number of secret bytes between two inaccessible pages. The caller makes sure that nobody
@@ -52,6 +59,7 @@ func New(n int) *Buffer {
 	} else {
 		b.locked = true
 	}
+	private(region[page : page+inner])
 	// A guard page that cannot be set up costs protection against overruns only, which Go's bounds checks give too.
 	_ = memcall.Protect(region[:page], memcall.NoAccess())
 	_ = memcall.Protect(region[page+inner:], memcall.NoAccess())
@@ -97,4 +105,4 @@ func Wipe(b []byte) {
 	runtime.KeepAlive(b)
 }
 
-func note(err error) { degraded.CompareAndSwap(nil, &err) }
+func note(err error) { degraded.CompareAndSwap(nil, &refusal{time.Now(), err}) }
