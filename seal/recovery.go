@@ -2,6 +2,8 @@ package seal
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 
@@ -46,11 +48,17 @@ func (s *Seal) Recovery(st State) ([]RecoveryShare, error) {
 	return out, nil
 }
 
+// ShareFingerprint is what the cluster knows of a share: enough to tell the right one from any other, and nothing of it.
+func ShareFingerprint(set [16]byte, index int, share []byte) [32]byte {
+	return fingerprint(set, index, share)
+}
+
 // Progress says how far a Collector is.
 type Progress struct {
 	Collected int
 	Remaining int
-	Ready     bool // UnsealWith can be called
+	Given     []int // the indexes collected, ascending
+	Ready     bool  // UnsealWith can be called
 }
 
 // Collector gathers recovery shares, one at a time, in locked memory. Each is checked on its own, so a wrong one is
@@ -112,7 +120,7 @@ func misfit(st State, index int, share []byte) error {
 
 func (c *Collector) progress(set *ShareSet) Progress {
 	n := len(c.shares)
-	return Progress{Collected: n, Remaining: max(set.Threshold-n, 0), Ready: n >= set.Threshold}
+	return Progress{Collected: n, Remaining: max(set.Threshold-n, 0), Given: slices.Sorted(maps.Keys(c.shares)), Ready: n >= set.Threshold}
 }
 
 // Close wipes what was collected. The Collector can be used again.
