@@ -95,6 +95,30 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 			return struct{}{}, st.ChangeMembers(ctx, r, store.MemberChange{Kind: kind, ID: q.ID})
 		})
 	}
+	routes[client.RouteRecover] = post(s, func(ctx context.Context, r store.Request, q client.RecoverRequest) (client.RecoverAnswer, error) {
+		files, err := st.RecoverFiles(ctx, r, q.Recipients, q.OneHolder)
+		answer := client.RecoverAnswer{Files: make([]client.RecoveryFile, len(files))}
+		for i, f := range files {
+			answer.Files[i] = client.RecoveryFile{Share: f.Index, Name: f.Name, For: f.For, Content: string(f.Content)}
+		}
+		return answer, err
+	})
+	routes[client.RouteRestore] = post(s, func(ctx context.Context, r store.Request, q client.RestoreRequest) (client.RestoreAnswer, error) {
+		defer clear(q.Share)
+		share := store.RecoveryShare{Index: q.Index}
+		known := func(id []byte, to *[16]byte) bool { return len(id) == 0 || copy(to[:], id) == len(id) && len(id) == 16 }
+		if copy(share.Bytes[:], q.Share) != len(q.Share) || len(q.Share) != 32 || !known(q.Cluster, &share.Cluster) || !known(q.Set, &share.Set) {
+			share = store.RecoveryShare{} // refused as a share that cannot be, to those who may give one
+		}
+		defer clear(share.Bytes[:])
+		p, err := st.Restore(ctx, r, share)
+		return client.RestoreAnswer{Collected: p.Collected, Remaining: p.Remaining, Given: p.Given, Restored: p.Restored}, err
+	})
+	for route, sealed := range map[string]bool{client.RouteSeal: true, client.RouteUnseal: false} {
+		routes[route] = post(s, func(ctx context.Context, r store.Request, q client.SealRequest) (struct{}, error) {
+			return struct{}{}, st.SetSealed(ctx, r, sealed, q.Peer)
+		})
+	}
 	routes[client.RouteKeys] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
 		keys, err := st.Keys(ctx, r)
 		return http.StatusOK, keysAnswer(keys), err

@@ -22,7 +22,7 @@ import (
 func devCommand() *cli.Command {
 	dir := &cli.StringFlag{Name: "dir", Aliases: []string{"d"}, Value: devcluster.DefaultDir, Usage: "`DIRECTORY` of the cluster"}
 	process := func(op, usage string) *cli.Command {
-		return &cli.Command{Name: op, Usage: usage, ArgsUsage: "NAME", Flags: []cli.Flag{dir}, Action: devProcess(op)}
+		return &cli.Command{Name: op, Usage: usage, ArgsUsage: "NAME...|all", Flags: []cli.Flag{dir}, Action: devProcess(op)}
 	}
 	return &cli.Command{Name: "dev", Usage: "run a whole cluster on this machine, for development", Subcommands: []*cli.Command{
 		{Name: "up", Usage: "start a cluster: new, or as it was stopped", Flags: append([]cli.Flag{dir}, upFlags()...), Action: devUp},
@@ -34,10 +34,10 @@ func devCommand() *cli.Command {
 		{Name: "identity", Usage: "identities of applications", Subcommands: []*cli.Command{
 			{Name: "add", Usage: "give an application an identity and print its SPIFFE_ENDPOINT_SOCKET", ArgsUsage: "workload/NAME|ROLE", Flags: []cli.Flag{dir}, Action: devIdentity},
 		}},
-		{Name: "start", Usage: "start a process that ended, and wait until a peer serves", ArgsUsage: "NAME", Action: devProcess("start"),
+		{Name: "start", Usage: "start processes that ended, and wait until peers serve", ArgsUsage: "NAME...|all", Action: devProcess("start"),
 			Flags: []cli.Flag{dir, &cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "`DURATION` to wait at most; 0: not at all"}}},
-		process("stop", "stop a process gracefully"),
-		process("kill", "kill a process at once (SIGKILL)"),
+		process("stop", "stop processes gracefully"),
+		process("kill", "kill processes at once (SIGKILL)"),
 		{Name: "supervise", Hidden: true, Flags: append([]cli.Flag{dir}, upFlags()...), Action: devSupervise},
 	}}
 }
@@ -208,30 +208,58 @@ var devDone = map[string]string{"start": "runs", "stop": "is stopped", "kill": "
 
 func devProcess(op string) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		remote, err := devDial(c, 1, 1)
+		remote, err := devDial(c, 1, maxDevProcesses)
 		if err != nil {
 			return err
 		}
-		process, err := remote.Do(op, c.Args().First())
+		names, err := devNames(c, remote)
 		if err != nil {
 			return err
 		}
-		serves := ""
-		if op == "start" && strings.HasPrefix(process.Name, "nexus-") && c.Duration("wait") > 0 {
-			ctx, cancel := context.WithTimeout(c.Context, c.Duration("wait"))
-			defer cancel()
-			if serves = " and serves"; remote.AwaitPeer(ctx, process.Name) != nil {
-				serves = "; it does not serve yet: see 'spikectl dev status'"
+		list := make([]process.Info, len(names))
+		for i, name := range names { // all of them first: some serve only when others do
+			if list[i], err = remote.Do(op, name); err != nil {
+				return err
 			}
 		}
-		return show(c, process, func(io.Writer) {
-			pid := ""
-			if process.PID != 0 {
-				pid = fmt.Sprintf(" (pid %d)", process.PID)
+		ctx, cancel := context.WithTimeout(c.Context, c.Duration("wait"))
+		defer cancel()
+		for _, p := range list {
+			serves := ""
+			if op == "start" && strings.HasPrefix(p.Name, "nexus-") && c.Duration("wait") > 0 {
+				if serves = " and serves"; remote.AwaitPeer(ctx, p.Name) != nil {
+					serves = "; it does not serve yet: see 'spikectl dev status'"
+				}
 			}
-			fmt.Fprintf(c.App.ErrWriter, "%s %s%s%s\n", process.Name, devDone[op], pid, serves)
-		})
+			err := show(c, p, func(io.Writer) {
+				pid := ""
+				if p.PID != 0 {
+					pid = fmt.Sprintf(" (pid %d)", p.PID)
+				}
+				fmt.Fprintf(c.App.ErrWriter, "%s %s%s%s\n", p.Name, devDone[op], pid, serves)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	}
+}
+
+// maxDevProcesses is more than a development cluster has.
+const maxDevProcesses = 64
+
+// devNames are the processes that the arguments name.
+func devNames(c *cli.Context, remote *devcluster.Remote) ([]string, error) {
+	if !slices.Equal(c.Args().Slice(), []string{"all"}) {
+		return c.Args().Slice(), nil
+	}
+	report, err := remote.Report()
+	var names []string
+	for _, p := range report.Processes {
+		names = append(names, p.Name)
+	}
+	return names, err
 }
 
 // invoked is how the user calls this program, for lines to copy.

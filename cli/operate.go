@@ -1,20 +1,13 @@
 package cli
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"sort"
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/audit"
-	"github.com/spike-ha/spike-ha/cli/internal/share"
-	"github.com/spike-ha/spike-ha/secret"
 )
 
 func bootstrapCommand() *cli.Command {
@@ -38,102 +31,6 @@ func bootstrapCommand() *cli.Command {
 				fmt.Fprintln(c.App.ErrWriter, "the cluster has its root key; the Keepers hold the shares. Keep recovery shares safe: spikectl operator recover")
 			})
 		})}
-}
-
-func operatorCommand() *cli.Command {
-	return &cli.Command{Name: "operator", Usage: "break-glass recovery", Subcommands: []*cli.Command{
-		{Name: "recover", Usage: "write recovery shares, one file each (role recover)",
-			Flags:  []cli.Flag{&cli.StringFlag{Name: "out", Aliases: []string{"o"}, EnvVars: []string{"SPIKE_PILOT_RECOVERY_DIR"}, Usage: "`DIRECTORY` for the files (default: ~/.spike/recover)"}},
-			Action: with(recoverShares)},
-		{Name: "restore", Usage: "feed one recovery share back (role restore); repeat with others until it says restored", ArgsUsage: "[FILE]",
-			Action: with(restoreShare)},
-	}}
-}
-
-func recoverShares(c *cli.Context, dial dialer) error {
-	if err := arguments(c, 0, 0); err != nil {
-		return err
-	}
-	dir := c.String("out")
-	if dir == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return err
-		}
-		dir = filepath.Join(home, ".spike", "recover")
-	}
-	if old, _ := share.Files(dir); len(old) > 0 {
-		return usage("%s holds recovery files already; move them away first", dir)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	cl, ctx, err := dial()
-	if err != nil {
-		return err
-	}
-	var answer share.Export
-	if err := cl.Wire(ctx, client.WireRecover, "", struct{}{}, &answer); err != nil {
-		return needsRole(err, "recover")
-	}
-	var files []string
-	for id, shard := range answer.Shards {
-		name, err := share.Write(dir, id, shard, false)
-		if err != nil {
-			return err
-		}
-		files = append(files, name)
-	}
-	sort.Strings(files)
-	return show(c, map[string][]string{"files": files}, func(w io.Writer) {
-		for _, name := range files {
-			fmt.Fprintln(w, name)
-		}
-		fmt.Fprintln(c.App.ErrWriter, "WARNING: these files open the cluster. They are not encrypted: give each to another person, on a medium of its own, and remove them here.")
-	})
-}
-
-func restoreShare(c *cli.Context, dial dialer) error {
-	if err := arguments(c, 0, 1); err != nil {
-		return err
-	}
-	var raw string
-	if c.NArg() == 1 && c.Args().First() != "-" {
-		b, err := os.ReadFile(c.Args().First())
-		if err != nil {
-			return err
-		}
-		raw = string(b)
-	} else {
-		line, err := bufio.NewReader(io.LimitReader(c.App.Reader, 1024)).ReadString('\n')
-		if err != nil && err != io.EOF {
-			return err
-		}
-		raw = line
-	}
-	request, err := share.Parse(raw)
-	if err != nil {
-		return err
-	}
-	cl, ctx, err := dial()
-	if err != nil {
-		return err
-	}
-	var answer struct {
-		Collected int  `json:"collected"`
-		Remaining int  `json:"remaining"`
-		Restored  bool `json:"restored"`
-	}
-	if err := cl.Wire(ctx, client.WireRestore, "", request, &answer); err != nil {
-		return needsRole(refusedShare(err), "restore")
-	}
-	return show(c, answer, func(io.Writer) {
-		if answer.Restored {
-			fmt.Fprintln(c.App.ErrWriter, "restored: the cluster is unsealing and refills its Keepers")
-			return
-		}
-		fmt.Fprintf(c.App.ErrWriter, "%s collected, %d to go\n", count(answer.Collected, "share"), answer.Remaining)
-	})
 }
 
 func auditCommand() *cli.Command {
@@ -228,27 +125,4 @@ func chosenAnchor(c *cli.Context, peer string) (*audit.Anchor, error) {
 	}
 	anchor, err := audit.ParseAnchor(text)
 	return &anchor, err
-}
-
-// shareReasons are the words with which a peer says why it refused a share.
-var shareReasons = map[string]string{
-	"share_wrong":         "this is not the share of that number: it was mistyped, or belongs to another key",
-	"share_given_already": "the share of that number was given already; give another one",
-	"share_index_unknown": "the cluster has no share of that number",
-	"share_foreign":       "this share belongs to another share set",
-	"not_sealed":          "the cluster is not sealed; there is nothing to restore",
-}
-
-// refusedShare says in words why a share was refused. None of the reasons
-// spoils what was collected before.
-func refusedShare(err error) error {
-	var e *secret.Error
-	if !errors.As(err, &e) || e.Code != secret.CodeInvalid {
-		return err
-	}
-	message, ok := shareReasons[e.Reason]
-	if !ok {
-		message = "the share was refused"
-	}
-	return &secret.Error{Code: e.Code, Message: message + "; shares given before still count", Reason: e.Reason, Cause: err}
 }

@@ -3,14 +3,12 @@ package node
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
-	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -71,60 +69,28 @@ func (n *Node) Retire(ctx context.Context) {
 
 const rpcDrain = "node.drain"
 
-type drainCall struct {
-	On bool `json:"on"`
-}
-
-type drainAnswer struct {
-	Code    secret.Code `json:"code,omitempty"`
-	Message string      `json:"message,omitempty"`
-	Reason  string      `json:"reason,omitempty"`
-}
-
 // drainPeer asks the peer id to drain, or to end it.
 func (n *Node) drainPeer(ctx context.Context, id string, on bool) error {
-	payload, err := json.Marshal(drainCall{on})
-	if err != nil {
-		return err
-	}
-	raw, err := n.cluster.Call(ctx, id, rpcDrain, payload)
-	switch {
-	case errors.Is(err, cluster.ErrUnknownPeer):
-		return memberError(id, err)
-	case err != nil: // a conflict, which clients do not repeat by themselves; repeating it does no harm
-		return &secret.Error{Code: secret.CodeConflict, Subject: id, Reason: "does_not_answer", Message: "the peer does not answer; a peer that is down needs no draining, and a restart ends it", Cause: err}
-	}
-	var answer drainAnswer
-	if err := json.Unmarshal(raw, &answer); err != nil {
-		return err
-	}
-	if answer.Code != "" {
-		return &secret.Error{Code: answer.Code, Subject: id, Message: answer.Message, Reason: answer.Reason}
-	}
-	return nil
+	return n.callOnOff(ctx, rpcDrain, id, on, "a peer that is down needs no draining, and a restart ends it")
 }
 
 // answerDrain drains this peer, unless nobody else could serve, and hands
 // leadership over before it answers.
-func (n *Node) answerDrain(ctx context.Context, _ string, payload []byte) ([]byte, error) {
-	var call drainCall
-	if err := json.Unmarshal(payload, &call); err != nil {
-		return nil, errors.New("not a drain call")
-	}
-	if !call.On {
+func (n *Node) answerDrain(ctx context.Context, on bool) error {
+	if !on {
 		n.Drain(false)
-		return json.Marshal(drainAnswer{})
+		return nil
 	}
 	others := n.others()
 	if len(others) == 0 {
-		return json.Marshal(drainAnswer{secret.CodeConflict, "no other peer has its keys and takes clients: nobody would serve in its place; nothing was changed", "nobody_else_serves"})
+		return &secret.Error{Code: secret.CodeConflict, Reason: "nobody_else_serves", Message: "no other peer has its keys and takes clients: nobody would serve in its place; nothing was changed"}
 	}
 	n.Drain(true)
 	if err := n.handOver(ctx, others); err != nil {
 		n.log.Warn("a drained peer still leads; handing over is tried again", "error", err)
-		return json.Marshal(drainAnswer{secret.CodeUnavailable, "it is being drained, and still leads; ask again, it goes on trying", "still_leads"})
+		return &secret.Error{Code: secret.CodeUnavailable, Reason: "still_leads", Message: "it is being drained, and still leads; ask again, it goes on trying"}
 	}
-	return json.Marshal(drainAnswer{})
+	return nil
 }
 
 // others are the other members that have their keys and take clients, those

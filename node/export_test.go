@@ -3,26 +3,12 @@ package node
 import (
 	"bytes"
 	"context"
-	"errors"
 	"time"
 
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/seal"
 )
-
-// SetSeal seals or unseals the cluster as an operator would.
-func (n *Node) SetSeal(ctx context.Context, sealed bool) error {
-	if _, err := n.cluster.WaitRead(ctx); err != nil {
-		return err
-	}
-	result, err := n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{
-		Sealed: sealed, ExpectedGeneration: n.machine.View().Seal().Generation}}})
-	if err == nil && result.Code != fsmpb.Code_OK {
-		err = errors.New(result.Code.String())
-	}
-	return err
-}
 
 // HandTo transfers leadership to the peer id.
 func (n *Node) HandTo(ctx context.Context, id string) error {

@@ -457,7 +457,7 @@ func TestInvariant7SealHoldsEverywhere(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(7, uint64(time.Now().UnixNano())))
 	for range 8 {
-		if err := c.Node(random.IntN(3)).SetSeal(ctx, true); err != nil {
+		if err := readers[random.IntN(3)].Seal(ctx, ""); err != nil {
 			t.Fatal(err)
 		}
 		for i, r := range readers {
@@ -467,7 +467,7 @@ func TestInvariant7SealHoldsEverywhere(t *testing.T) {
 			}
 			cancel()
 		}
-		if err := c.Node(random.IntN(3)).SetSeal(ctx, false); err != nil {
+		if err := readers[random.IntN(3)].Unseal(ctx, ""); err != nil {
 			t.Fatal(err)
 		}
 		if random.IntN(2) == 0 { // else the next seal meets peers that are unsealing

@@ -101,6 +101,7 @@ func (w sealWatch) Changed(d fsm.Delta) {
 			// The keys go first, so that no store opens on them after this.
 			w.n.seal.Lock()
 			w.n.store.Close()
+			w.n.collector.Close()
 		} else {
 			// Likewise: no later entry is published before the keys that it may need are
 			// in use, or this peer shows nothing at all.
@@ -178,6 +179,9 @@ func (n *Node) unseal() error {
 		n.store.Close()
 		return cluster.ErrRemoved
 	}
+	if n.peerSealed.Load() {
+		return errPeerSealed
+	}
 	ctx, cancel := n.step()
 	defer cancel()
 	st, err := ledger{n}.State(ctx)
@@ -208,6 +212,10 @@ func (n *Node) opened(ctx context.Context) error {
 		return err
 	}
 	was := n.store.Sealed()
+	if n.peerSealed.Load() { // while the keys were on their way
+		n.seal.Lock()
+		return errPeerSealed
+	}
 	if err := n.store.Open(); err != nil {
 		// An operator sealed the cluster while the keys were on their way.
 		n.seal.Lock()

@@ -56,11 +56,13 @@ type Node struct {
 
 	apiAddress, metricsAddress string
 
-	wake      chan struct{}             // pokes the unseal loop
-	up        chan struct{}             // closed when Start has come to its end
-	drained   atomic.Pointer[time.Time] // since when this peer is being drained; nil: it is not
-	current   atomic.Bool               // a majority told this peer, since it started, how things stand
-	collector *seal.Collector
+	wake       chan struct{}             // pokes the unseal loop
+	up         chan struct{}             // closed when Start has come to its end
+	drained    atomic.Pointer[time.Time] // since when this peer is being drained; nil: it is not
+	current    atomic.Bool               // a majority told this peer, since it started, how things stand
+	sealMu     sync.Mutex                // held while an operator seals or unseals this peer
+	peerSealed atomic.Bool               // an operator sealed this peer by itself
+	collector  *seal.Collector
 
 	tolerance               look[int] // of failures; the leader's
 	keeperLook              look[[]keeperSeen]
@@ -110,6 +112,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	if err := n.makeKeepers(); err != nil {
 		return nil, err
 	}
+	if err := n.findSeal(); err != nil {
+		return nil, err
+	}
 	n.machine = fsm.New(fsm.Options{})
 	n.seal = seal.New(seal.Config{Logger: log.With("part", "seal"), KeeperTimeout: keeperTimeout})
 	if err := n.startCluster(ctx, security); err != nil {
@@ -122,7 +127,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	}
 	n.cluster.Handle(rpcStatus, n.answerStatus)
 	n.cluster.Handle(rpcRestore, n.answerRestore)
-	n.cluster.Handle(rpcDrain, n.answerDrain)
+	n.cluster.Handle(rpcWake, n.answerWake)
+	n.cluster.Handle(rpcDrain, answerOnOff(n.answerDrain))
+	n.cluster.Handle(rpcSeal, answerOnOff(n.answerSeal))
 	n.machine.Observe(sealWatch{n})
 	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.draining, n.watching} {
 		n.loops.Go(loop)

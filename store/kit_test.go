@@ -32,6 +32,7 @@ type world struct {
 	shares  []store.RecoveryShare // what the operator door gives out
 	changes []store.MemberChange  // what it was asked for
 	rotated [][]string            // the purposes of each rotation
+	seals   []string              // each change of a seal
 }
 
 // operator always succeeds.
@@ -43,8 +44,17 @@ func (o operator) RecoveryShares(context.Context) ([]store.RecoveryShare, error)
 	return o.w.shares, nil
 }
 
+func (o operator) RecoveryFiles(_ context.Context, recipients []string, _ bool) ([]store.RecoveryFile, error) {
+	return make([]store.RecoveryFile, len(recipients)), nil
+}
+
 func (operator) Restore(context.Context, store.RecoveryShare) (store.RestoreProgress, error) {
 	return store.RestoreProgress{}, nil
+}
+
+func (o operator) SetSealed(_ context.Context, sealed bool, peer string) error {
+	o.w.seals = append(o.w.seals, fmt.Sprintf("%t %s", sealed, peer))
+	return nil
 }
 
 func (o operator) ChangeMembers(_ context.Context, c store.MemberChange) error {

@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
@@ -71,6 +73,32 @@ func (s *Store) Recover(ctx context.Context, r Request) (shares []RecoveryShare,
 	return shares, nil
 }
 
+// maxRecipients bounds the recipients named in one request; there are as many shares at most.
+const maxRecipients = 255
+
+// RecoverFiles exports all shares of the root key, each encrypted to one of the
+// recipients. Who they are is on record, as a hash.
+func (s *Store) RecoverFiles(ctx context.Context, r Request, recipients []string, oneHolder bool) (files []RecoveryFile, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	h := sha256.New()
+	for _, to := range recipients {
+		fmt.Fprintln(h, to)
+	}
+	detail := fmt.Sprintf("recipients %d, SHA-256 of their lines %x", len(recipients), h.Sum(nil))
+	err = s.operateOn(ctx, r, "operator.recover", detail, func() error {
+		if len(recipients) == 0 || len(recipients) > maxRecipients {
+			return secret.Invalid("recipients", "name one for each share, or fewer that get several")
+		}
+		files, err = s.cfg.Operator.RecoveryFiles(ctx, recipients, oneHolder)
+		return err
+	}, secret.RoleRecover)
+	if err != nil { // also when they are there, but not on record
+		return nil, err
+	}
+	return files, nil
+}
+
 // restoreTimeout bounds a restore, which refills the Keepers at its end. SPIKE's
 // SDK waits 10 s for an answer to begin.
 const restoreTimeout = 8 * time.Second
@@ -84,6 +112,27 @@ func (s *Store) Restore(ctx context.Context, r Request, share RecoveryShare) (pr
 		return err
 	}, secret.RoleRestore)
 	return progress, err
+}
+
+// SetSealed seals the cluster, or one peer when peer is not empty, or ends that.
+// After a seal of the cluster no peer answers from keys any more, wherever it is;
+// after one of a peer that peer does not. It needs no keys.
+func (s *Store) SetSealed(ctx context.Context, r Request, sealed bool, peer string) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	op, detail := "operator.unseal", ""
+	if sealed {
+		op = "operator.seal"
+	}
+	if peer != "" && len(peer) <= maxMemberID { // a record's size must not be the caller's choice
+		detail = "peer " + peer
+	}
+	return s.operateOn(ctx, r, op, detail, func() error {
+		if len(peer) > maxMemberID {
+			return secret.Invalid("peer", "longer than a peer's id can be")
+		}
+		return s.cfg.Operator.SetSealed(ctx, sealed, peer)
+	}, secret.RoleSuperuser)
 }
 
 // ChangeMembers changes who belongs to the cluster. It needs no keys.

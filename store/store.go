@@ -62,12 +62,20 @@ type Operator interface {
 	Initialise(ctx context.Context, shares, threshold int) error
 	// RecoveryShares returns all shares of the root key.
 	RecoveryShares(ctx context.Context) ([]RecoveryShare, error)
+	// RecoveryFiles returns all shares of the root key, each encrypted to one of
+	// the recipients, in turn. oneHolder allows that a single one gets enough of
+	// them for the root key.
+	RecoveryFiles(ctx context.Context, recipients []string, oneHolder bool) ([]RecoveryFile, error)
 	// Restore takes one recovery share; a wrong one is CodeInvalid and spoils nothing.
 	Restore(ctx context.Context, share RecoveryShare) (RestoreProgress, error)
 	// ChangeMembers changes who belongs to the cluster. CodeConflict when the
 	// cluster refuses the change as it is now, CodeNotFound when there is no such
 	// member; an error other than CodeUnknown means that nothing was changed.
 	ChangeMembers(ctx context.Context, change MemberChange) error
+	// SetSealed seals or unseals the cluster, or one peer when peer is not empty;
+	// when it is so already, nothing is done. CodeConflict when it cannot be as
+	// things are: nothing was changed.
+	SetSealed(ctx context.Context, sealed bool, peer string) error
 	// RotateKeys gives each purpose a new key; none means all that can be rotated.
 	// CodeConflict when it cannot be now: nothing was changed.
 	RotateKeys(ctx context.Context, purposes []string) error
@@ -115,11 +123,23 @@ const (
 type RecoveryShare struct {
 	Index int
 	Bytes [32]byte
+	// Cluster and Set say of what it is a share, where that is known: SPIKE's form
+	// says neither. Else they are zero.
+	Cluster, Set [16]byte
+}
+
+// RecoveryFile is a share of the root key that is encrypted to a person.
+type RecoveryFile struct {
+	Index   int
+	Name    string // a good name for the file
+	For     string // the recipient, for people
+	Content []byte
 }
 
 // RestoreProgress says how far a restore has come.
 type RestoreProgress struct {
 	Collected, Remaining int
+	Given                []int // the indexes of the shares collected so far
 	Restored             bool
 }
 

@@ -258,6 +258,34 @@ func (c *Client) RotateKeys(ctx context.Context, purposes ...string) error {
 	return err
 }
 
+// Recover gives all shares of the root key, each encrypted to one of the recipients.
+func (c *Client) Recover(ctx context.Context, r RecoverRequest) ([]RecoveryFile, error) {
+	answer, err := read[RecoverAnswer](ctx, c, RouteRecover, r)
+	return answer.Files, err
+}
+
+// Restore gives one share back. CodeInvalid: the share is refused, for a Reason;
+// those given before still count. One whose answer was lost is given again, and
+// may then be refused as given already.
+func (c *Client) Restore(ctx context.Context, r RestoreRequest) (RestoreAnswer, error) {
+	return read[RestoreAnswer](ctx, c, RouteRestore, r)
+}
+
+// Seal has every peer drop its keys, or only the one that peer names. When it
+// returns nil, nothing is answered from keys any more; peers that were cut off
+// drop theirs when they hear of it. It may be done again.
+func (c *Client) Seal(ctx context.Context, peer string) error {
+	_, err := c.alter(ctx, RouteSeal, SealRequest{peer})
+	return err
+}
+
+// Unseal lets the peers, or the one that peer names, have their keys again; they
+// get them from the Keepers by themselves. It may be done again.
+func (c *Client) Unseal(ctx context.Context, peer string) error {
+	_, err := c.alter(ctx, RouteUnseal, SealRequest{peer})
+	return err
+}
+
 // Init gives a new cluster its root key. It is tried until the cluster answers;
 // doing it again is refused with CodeConflict.
 func (c *Client) Init(ctx context.Context, shares, threshold int) error {

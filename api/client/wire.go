@@ -2,6 +2,7 @@ package client
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/spike-ha/spike-ha/secret"
@@ -65,6 +66,10 @@ const (
 	RouteSettingsPut    = "/v1/sys/settings/put"
 	RouteHealth         = "/v1/sys/health" // GET
 	RouteStatus         = "/v1/sys/status" // GET
+	RouteRecover        = "/v1/sys/recover"
+	RouteRestore        = "/v1/sys/restore"
+	RouteSeal           = "/v1/sys/seal"
+	RouteUnseal         = "/v1/sys/unseal"
 	RouteMemberAdd      = "/v1/sys/members/add"
 	RouteMemberPromote  = "/v1/sys/members/promote"
 	RouteMemberDemote   = "/v1/sys/members/demote"
@@ -291,6 +296,55 @@ const ReasonNoSuchHost = "no_such_host"
 // MemberRequest names a member, or in a transfer the next leader ("": any voter).
 type MemberRequest struct {
 	ID string `json:"id"`
+}
+
+// RecoverRequest asks for all shares of the root key, each encrypted to one of
+// the recipients in turn: public keys of age, native or hybrid. When a single
+// recipient would get enough shares for the root key, OneHolder has to allow it.
+type RecoverRequest struct {
+	Recipients []string `json:"recipients"`
+	OneHolder  bool     `json:"oneHolder,omitempty"`
+}
+
+// RecoverAnswer holds the recovery files, in the order of their shares.
+type RecoverAnswer struct {
+	Files []RecoveryFile `json:"files"`
+}
+
+// RecoveryFile is the file of one share.
+type RecoveryFile struct {
+	Share   int    `json:"share"` // its number, from 1
+	Name    string `json:"name"`
+	For     string `json:"for"`
+	Content string `json:"content"`
+}
+
+// RestoreRequest gives one share back. Cluster and Set, ids of 16 bytes, say what
+// it is a share of, where that is known.
+type RestoreRequest struct {
+	Index   int    `json:"index"`
+	Share   []byte `json:"share"`
+	Cluster []byte `json:"cluster,omitempty"`
+	Set     []byte `json:"set,omitempty"`
+}
+
+// String keeps the share out of logs.
+func (r RestoreRequest) String() string { return fmt.Sprintf("share %d (withheld)", r.Index) }
+
+// GoString keeps the share out of logs.
+func (r RestoreRequest) GoString() string { return r.String() }
+
+// RestoreAnswer says how far a restore has come.
+type RestoreAnswer struct {
+	Collected int   `json:"collected"`
+	Remaining int   `json:"remaining"`
+	Given     []int `json:"given"` // numbers of the shares collected so far
+	Restored  bool  `json:"restored"`
+}
+
+// SealRequest names the peer to seal or unseal; empty: the cluster.
+type SealRequest struct {
+	Peer string `json:"peer,omitempty"`
 }
 
 // AddMemberRequest names a peer that is to join, and its peer port.

@@ -10,17 +10,29 @@ import (
 	"testing"
 )
 
-// The transcript in the README is what happens: each command is run, in one
-// shell, and must print what stands below it, "…" being anything on that line.
+// The transcripts in the README are what happens: all commands are run, in one
+// shell, and must print what stands below them, "…" being anything on that line.
 func TestREADME(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, ok := strings.Cut(string(text), "```console\n")
-	transcript, _, ok2 := strings.Cut(rest, "```")
-	if !ok || !ok2 {
+	var commands, wanted []string
+	for _, block := range strings.Split(string(text), "```console\n")[1:] {
+		transcript, _, ok := strings.Cut(block, "```")
+		if !ok {
+			t.Fatal("a transcript in the README does not end")
+		}
+		for line := range strings.Lines(transcript) {
+			if command, ok := strings.CutPrefix(line, "$ "); ok {
+				commands, wanted = append(commands, strings.TrimSpace(command)), append(wanted, "")
+				continue
+			}
+			wanted[len(wanted)-1] += line
+		}
+	}
+	if len(commands) == 0 {
 		t.Fatal("the README has no transcript")
 	}
 	c := up(t)
@@ -31,22 +43,15 @@ func TestREADME(t *testing.T) {
 	if err := os.Symlink(c.dir, filepath.Join(here, ".spike-dev")); err != nil {
 		t.Fatal(err)
 	}
-	// Peers that were just started need a moment before the status shows them.
-	var commands, wanted []string
-	for line := range strings.Lines(transcript) {
-		if command, ok := strings.CutPrefix(line, "$ "); ok {
-			commands, wanted = append(commands, strings.TrimSpace(command)), append(wanted, "")
-			continue
-		}
-		wanted[len(wanted)-1] += line
-	}
 	const mark = "---next---"
 	script := "set +e\n"
-	for _, command := range commands {
-		if strings.HasSuffix(command, " status") {
-			script += "until " + command + " 2>/dev/null | grep -q ': serving$'; do :; done\n"
+	for i, command := range commands {
+		// What was just started or opened needs a moment before the status shows it.
+		if _, state, ok := strings.Cut(wanted[i], "incarnation 1: "); ok && strings.Contains(command, "spikectl status") {
+			state, _, _ = strings.Cut(state, "\n")
+			script += "until bin/spikectl status 2>/dev/null | grep -q 'incarnation 1: " + state + "$'; do :; done\n"
 		}
-		script += command + " 2>&1\necho " + mark + "\n"
+		script += "{ " + command + "\n} 2>&1\necho " + mark + "\n"
 	}
 	shell := exec.Command("bash", "-c", script)
 	shell.Dir = here
