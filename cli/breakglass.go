@@ -294,7 +294,6 @@ func readShare(c *cli.Context) (r client.RestoreRequest, err error) {
 		source = file
 	}
 	in := bufio.NewReader(source)
-	raw := []byte{}
 	if start, _ := in.Peek(6); string(start) == "spike:" { // one line: somebody may type it
 		line, err := in.ReadString('\n')
 		if err != nil && err != io.EOF {
@@ -303,7 +302,8 @@ func readShare(c *cli.Context) (r client.RestoreRequest, err error) {
 		plain, err := share.Parse(line)
 		return client.RestoreRequest{Index: plain.ID, Share: plain.Shard[:]}, err
 	}
-	if raw, err = io.ReadAll(io.LimitReader(in, recoveryfile.MaxSize+1)); err != nil {
+	raw, err := io.ReadAll(io.LimitReader(in, recoveryfile.MaxSize+1))
+	if err != nil {
 		return r, err
 	}
 	file, err := recoveryfile.Parse(raw)
