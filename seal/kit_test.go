@@ -231,6 +231,14 @@ func newWorld(t testing.TB, n, threshold int) *world {
 	return w
 }
 
+// rotate gives the cluster new keys, and s takes them into use.
+func rotate(s *seal.Seal, l *ledger) error {
+	if err := s.Rotate(context.Background(), l, seal.Rotatable); err != nil {
+		return err
+	}
+	return s.Follow(l.now())
+}
+
 func health(reports []seal.KeeperReport) map[string]seal.Health {
 	out := make(map[string]seal.Health)
 	for _, r := range reports {

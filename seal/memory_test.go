@@ -4,6 +4,7 @@ package seal_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,6 +41,7 @@ func TestMain(m *testing.M) {
 type told struct {
 	State     seal.State
 	Processes [][16]byte
+	Streams   [][]byte // some that it sealed
 }
 
 // After Lock, and a few passes of the collector which Lock asks for, the memory of a process holds none of its keys.
@@ -188,7 +190,7 @@ func (c *childProcess) needles(t *testing.T) (told, *memscan.Needles) {
 	c.hear(t, &s)
 	n := &memscan.Needles{}
 	count := 0
-	seal.Needles(t, s.State, c.shares, s.Processes, func(name string, key []byte) { n.Add(name, key); count++ })
+	seal.Needles(t, s.State, c.shares, s.Processes, s.Streams, func(name string, key []byte) { n.Add(name, key); count++ })
 	t.Logf("%d keys", count)
 	return s, n
 }
@@ -324,13 +326,6 @@ func recover(s *seal.Seal, l *ledger) error {
 	return s.UnsealWith(l.now(), c)
 }
 
-func rotate(s *seal.Seal, l *ledger) error {
-	if err := s.Rotate(context.Background(), l, seal.Rotatable); err != nil {
-		return err
-	}
-	return s.Follow(l.now())
-}
-
 // use encrypts, decrypts and computes MACs, on many threads.
 func use(s *seal.Seal, out *told) error {
 	const workers, times = 4, 300
@@ -354,6 +349,25 @@ func use(s *seal.Seal, out *told) error {
 	record, err := s.Encrypt(seal.Data, seal.AAD{}, nil)
 	if process := seal.Process(record); err == nil && !slices.Contains(out.Processes, process) {
 		out.Processes = append(out.Processes, process)
+	}
+	if err != nil {
+		return err
+	}
+	var sealed bytes.Buffer
+	w, err := s.EncryptStream(&sealed)
+	if err == nil {
+		_, err = w.Write(make([]byte, 10*seal.StreamChunk))
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return err
+	}
+	out.Streams = append(out.Streams, sealed.Bytes()[:100])
+	r, err := s.DecryptStream(bytes.NewReader(sealed.Bytes()))
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"fmt"
@@ -10,8 +11,8 @@ import (
 )
 
 // Needles gives every key that hangs on the shares to add, by name: the shares and the root key, the key of the keyring,
-// and of each epoch the key and all that is derived from it for the processes named.
-func Needles(t testing.TB, st State, shares map[int][]byte, processes [][processIDSize]byte, add func(name string, key []byte)) {
+// and of each epoch the key and all that is derived from it for the processes named and the streams of these headers.
+func Needles(t testing.TB, st State, shares map[int][]byte, processes [][processIDSize]byte, streams [][]byte, add func(name string, key []byte)) {
 	t.Helper()
 	var points []point
 	for i, share := range shares {
@@ -26,11 +27,12 @@ func Needles(t testing.TB, st State, shares map[int][]byte, processes [][process
 			t.Fatal(err)
 		}
 	}
-	derived := func(name string, key []byte, info string, size int) {
-		b, err := hkdf.Key(sha256.New, key, nil, info, size)
+	salted := func(name string, key, salt []byte, info string, size int) {
+		b, err := hkdf.Key(sha256.New, key, salt, info, size)
 		must(err)
 		add(name, b)
 	}
+	derived := func(name string, key []byte, info string, size int) { salted(name, key, nil, info, size) }
 	root, err := join(points)
 	must(err)
 	defer root.Destroy()
@@ -48,6 +50,11 @@ func Needles(t testing.TB, st State, shares map[int][]byte, processes [][process
 				add(name, e.GetKey())
 				if use := macUses[Purpose(r.GetPurpose())]; use != "" {
 					derived(name+" MAC key", e.GetKey(), label("spike-ha/seal/1/mac-key", []byte(use), e.GetId()), keySize)
+				}
+				for j, h := range streams {
+					if bytes.Equal(h[1:1+epochIDSize], e.GetId()) {
+						salted(fmt.Sprintf("key of stream %d", j), e.GetKey(), h[streamHeader-saltSize:streamHeader], label("spike-ha/seal/1/stream-key", st.Cluster.ID[:], h[1:1+epochIDSize], h[1+epochIDSize:streamHeader-saltSize]), keySize)
+					}
 				}
 				for j, process := range processes {
 					derived(fmt.Sprintf("%s record key of process %d", name, j), e.GetKey(), label("spike-ha/seal/1/record-key", []byte(r.GetPurpose()), e.GetId(), process[:]), keySize)

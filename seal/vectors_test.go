@@ -141,17 +141,28 @@ func TestVectors(t *testing.T) {
 	if *update {
 		writeVectors(t)
 	}
-	f, err := os.Open(golden)
+	n := 0
+	for _, v := range readVectors(t, golden) {
+		t.Run(v["vector"]+"/"+v["about"], v.check)
+		n++
+	}
+	if n < 15 {
+		t.Fatalf("only %d vectors", n)
+	}
+}
+
+// readVectors reads a file of vectors.
+func readVectors(t *testing.T, file string) (list []vector) {
+	t.Helper()
+	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	v, n := vector{}, 0
+	v := vector{}
 	flush := func() {
 		if len(v) > 0 {
-			this := v
-			t.Run(this["vector"]+"/"+this["about"], this.check)
-			n++
+			list = append(list, v)
 		}
 		v = vector{}
 	}
@@ -170,9 +181,7 @@ func TestVectors(t *testing.T) {
 		}
 	}
 	flush()
-	if n < 15 {
-		t.Fatalf("only %d vectors", n)
-	}
+	return list
 }
 
 // writeVectors makes the file from the code as it is.
