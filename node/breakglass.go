@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/spike-ha/spike-ha/cluster"
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/seal/recoveryfile"
 	"github.com/spike-ha/spike-ha/secret"
@@ -182,9 +183,11 @@ func (n *Node) collect(ctx context.Context, call restoreCall) (store.RestoreProg
 	if !p.Ready {
 		return progress, nil
 	}
+	failpoint.Hit(failpoint.SealRestoreCollected)
 	if err := n.seal.UnsealWith(st, n.collector); err != nil {
 		return progress, keyError(err)
 	}
+	failpoint.Hit(failpoint.SealRestoreUnsealed)
 	n.collector.Close()
 	if err := n.opened(ctx); err != nil {
 		return progress, err

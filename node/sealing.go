@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -40,11 +41,17 @@ func (o operator) SetSealed(ctx context.Context, sealed bool, peer string) error
 		case st.Sealed == sealed:
 			return nil
 		}
+		before, after := failpoint.NodeUnsealBefore, failpoint.NodeUnsealAfter
+		if sealed {
+			before, after = failpoint.NodeSealBefore, failpoint.NodeSealAfter
+		}
+		failpoint.Hit(before)
 		result, err := o.n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_SetSeal{SetSeal: &fsmpb.SetSeal{Sealed: sealed, ExpectedGeneration: st.Generation}}})
 		switch {
 		case err != nil:
 			return logError(err)
 		case result.Code == fsmpb.Code_OK:
+			failpoint.Hit(after)
 			o.n.log.Info("an operator changed the seal of the cluster", "sealed", sealed)
 			return nil
 		case result.Code != fsmpb.Code_CONFLICT: // a conflict: somebody was faster; what is so now decides
