@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/hex"
 	"net/http"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -126,6 +127,18 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	routes[client.RouteKeyRotate] = post(s, func(ctx context.Context, r store.Request, q client.RotateRequest) (struct{}, error) {
 		return struct{}{}, st.RotateKeys(ctx, r, q.Purposes)
 	})
+	routes[client.RouteKeyRekey] = post(s, func(ctx context.Context, r store.Request, q client.RekeyRequest) (struct{}, error) {
+		id, err := hex.DecodeString(q.ID)
+		if err != nil || len(id) != 16 {
+			return struct{}{}, secret.Invalid("id", "give 16 random bytes in hex, the same in each repetition")
+		}
+		return struct{}{}, st.Rekey(ctx, r, store.Rekeying{ID: [16]byte(id), Shares: q.Shares, Threshold: q.Threshold, Keepers: q.Keepers,
+			AllowSingleShare: q.AllowSingleShare, Force: q.Force})
+	})
+	routes[client.RouteKeyRekeyCancel] = post(s, func(ctx context.Context, r store.Request, _ struct{}) (client.CancelAnswer, error) {
+		set, err := st.CancelRekey(ctx, r)
+		return client.CancelAnswer{ShareSet: set}, err
+	})
 	routes[client.RouteStatus] = s.get(func(ctx context.Context, r store.Request) (int, any, error) {
 		if err := st.Inspect(ctx, r); err != nil {
 			return 0, nil, err
@@ -233,7 +246,8 @@ func metadataAnswer(m store.Metadata) client.MetadataAnswer {
 }
 
 func keysAnswer(k store.KeyStatus) client.KeysAnswer {
-	answer := client.KeysAnswer{Epochs: make([]client.KeyEpoch, len(k.Epochs)), Stale: k.Stale, Records: k.Records}
+	answer := client.KeysAnswer{Epochs: make([]client.KeyEpoch, len(k.Epochs)), Stale: k.Stale, Records: k.Records,
+		ShareSet: (*client.ShareSet)(k.ShareSet), Pending: (*client.ShareSet)(k.Pending), Inherited: k.Inherited}
 	for i, e := range k.Epochs {
 		answer.Epochs[i] = client.KeyEpoch{Purpose: e.Purpose, ID: e.ID, Status: e.Status, Created: e.Created, Records: e.Records}
 	}

@@ -18,6 +18,7 @@ func keyCommand() *cli.Command {
 			Description: "All peers use the new keys at once. What was encrypted before stays readable; records are\nre-encrypted by the leader, and 'spikectl key status' shows how many are left.",
 			Flags:       []cli.Flag{&cli.StringSliceFlag{Name: "purpose", DefaultText: "all of these", Usage: "`PURPOSE` to rotate: archive, audit-path, cipher or data; may be repeated"}},
 			Action:      with(rotateKeys)},
+		rekeyCommand(),
 	}}
 }
 
@@ -59,6 +60,15 @@ func keyStatus(c *cli.Context, dial dialer) error {
 			rows = append(rows, []string{e.Purpose, e.ID[:min(8, len(e.ID))], e.Status, e.Created.UTC().Format(time.DateTime), records})
 		}
 		table(w, rows...)
+		if keys.ShareSet != nil {
+			fmt.Fprintf(w, "\nshare set: %s\n", describeShareSet(keys.ShareSet))
+		}
+		if keys.Inherited {
+			fmt.Fprintln(w, "after the rekey: keys made under the root key of before are rotated once every peer uses the new one")
+		}
+		if keys.Pending != nil {
+			fmt.Fprintf(w, "pending: %s\n  a rekey is under way, or was interrupted: nothing is rotated until it is run again, or cancelled: spikectl key rekey --cancel\n", describeShareSet(keys.Pending))
+		}
 		if keys.Stale > 0 {
 			fmt.Fprintf(w, "\nre-encrypting: %d of %s left\n", keys.Stale, count(keys.Records, "record"))
 		}

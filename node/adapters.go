@@ -190,23 +190,28 @@ func (l ledger) State(ctx context.Context) (seal.State, error) {
 	return sealState(view), nil
 }
 
-func (l ledger) Begin(ctx context.Context, set seal.ShareSet, supersedes [16]byte) error {
+func (l ledger) Begin(ctx context.Context, set seal.ShareSet, supersedes [16]byte, generation uint64) error {
 	pb := &fsmpb.ShareSet{Id: set.ID[:], Shares: uint32(set.Shares), Threshold: uint32(set.Threshold), Keepers: set.Keepers}
 	for _, f := range set.Fingerprints {
 		pb.Fingerprints = append(pb.Fingerprints, f[:])
 	}
-	return l.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_BeginShareSet{BeginShareSet: &fsmpb.BeginShareSet{Set: pb, Supersedes: supersedes[:]}}})
+	return l.propose(ctx, &fsmpb.Command{Basis: basis(generation),
+		Op: &fsmpb.Command_BeginShareSet{BeginShareSet: &fsmpb.BeginShareSet{Set: pb, Supersedes: supersedes[:]}}})
 }
 
-func (l ledger) Commit(ctx context.Context, setID [16]byte, keyring []byte, epochs []seal.Epoch) error {
-	commit := &fsmpb.CommitShareSet{Id: setID[:], Keyring: keyring, Epochs: epochList(epochs)}
-	return l.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_CommitShareSet{CommitShareSet: commit}})
+func (l ledger) Commit(ctx context.Context, c seal.Commitment, generation uint64) error {
+	commit := &fsmpb.CommitShareSet{Id: c.Set[:], Keyring: c.Keyring, Epochs: epochList(c.Epochs), Incarnation: c.Incarnation}
+	return l.propose(ctx, &fsmpb.Command{Basis: basis(generation), Op: &fsmpb.Command_CommitShareSet{CommitShareSet: commit}})
 }
 
-func (l ledger) Replace(ctx context.Context, setID [16]byte, was, keyring []byte, epochs []seal.Epoch) error {
+func (l ledger) Abandon(ctx context.Context, setID [16]byte) error {
+	return l.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_AbandonShareSet{AbandonShareSet: &fsmpb.AbandonShareSet{Id: setID[:]}}})
+}
+
+func (l ledger) Replace(ctx context.Context, setID [16]byte, was, keyring []byte, epochs []seal.Epoch, generation uint64) error {
 	old := sha256.Sum256(was)
 	r := &fsmpb.ReplaceKeyring{Committed: setID[:], Replaces: old[:], Keyring: keyring, Epochs: epochList(epochs)}
-	result, err := l.n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_ReplaceKeyring{ReplaceKeyring: r}})
+	result, err := l.n.propose(ctx, &fsmpb.Command{Basis: basis(generation), Op: &fsmpb.Command_ReplaceKeyring{ReplaceKeyring: r}})
 	switch {
 	case err != nil:
 		return err
@@ -215,6 +220,9 @@ func (l ledger) Replace(ctx context.Context, setID [16]byte, was, keyring []byte
 	}
 	return resultError(result)
 }
+
+// basis has a change refused when an operator sealed or unsealed since it was decided on.
+func basis(generation uint64) *fsmpb.Basis { return &fsmpb.Basis{SealGeneration: &generation} }
 
 func epochList(epochs []seal.Epoch) (list []*fsmpb.Epoch) {
 	for _, e := range epochs {
@@ -236,7 +244,7 @@ func resultError(result *fsmpb.Result) error {
 	switch result.Code {
 	case fsmpb.Code_OK:
 		return nil
-	case fsmpb.Code_SEALED:
+	case fsmpb.Code_SEALED, fsmpb.Code_BASIS_MOVED:
 		return seal.ErrOperatorSealed
 	case fsmpb.Code_CONFLICT, fsmpb.Code_SUPERSEDED:
 		return seal.ErrSuperseded

@@ -50,3 +50,6 @@ func (k keysLag) Changed(d fsm.Delta) {
 		}
 	}
 }
+
+// RotateInherited rotates what a rekey has left, as if that had been there since.
+func (n *Node) RotateInherited(since time.Time) error { return n.rotateInherited(&since) }

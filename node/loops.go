@@ -142,8 +142,12 @@ func (n *Node) unsealing() {
 		reason := ""
 		if err != nil {
 			reason = err.Error()
+			if !n.store.Sealed() {
+				// After a rekey, mostly: the keys are the same, under another root key.
+				reason = "it serves with the keys that it has, and could not get newer ones: " + reason
+			}
 			if n.setSealReason(reason) {
-				n.log.Warn("this peer is sealed", "reason", reason)
+				n.log.Warn("this peer has not the keys that it should have; it is tried again", "sealed", n.store.Sealed(), "reason", reason)
 			}
 			pause = min(pause*2, unsealRetry)
 		} else {

@@ -13,6 +13,7 @@ import (
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/store"
@@ -47,6 +48,10 @@ func (o operator) RotateKeys(ctx context.Context, purposes []string) error {
 	if n.machine.View().Level() < levelOfRotation {
 		return n.levelTooLow()
 	}
+	if late := n.behind(); len(late) > 0 {
+		return &secret.Error{Code: secret.CodeConflict, Subject: "keyring", Reason: "rekey_unfinished",
+			Message: "after the rekey " + strings.Join(late, ", ") + " must get the new root key first, or would be sealed by this; keys are then rotated without being asked"}
+	}
 	return rotationError(n.seal.Rotate(ctx, ledger{n}, list))
 }
 
@@ -75,9 +80,11 @@ func rotationError(err error) error {
 	case errors.Is(err, seal.ErrPurpose):
 		return secret.Invalid("purposes", "can be rotated: archive, audit-path, cipher, data; path and token-mac live as long as the cluster")
 	case errors.Is(err, seal.ErrPending):
-		return conflict("share_set_pending", "a share set is pending; let the initialisation or rekey come to its end, or run it again")
+		return conflict("share_set_pending", "a share set is pending; let the initialisation or rekey come to its end, run it again, or cancel it: spikectl key rekey --cancel")
 	case errors.Is(err, seal.ErrSuperseded):
 		return conflict("keyring_moved", "another rotation came first; see 'spikectl key status'")
+	case errors.Is(err, seal.ErrStaleState):
+		return &secret.Error{Code: secret.CodeUnavailable, Message: "this peer is changing to the new root key; ask again, or another peer", Cause: err}
 	case errors.Is(err, seal.ErrNotInitialised):
 		return secret.Errorf(secret.CodeUnavailable, "the cluster was never initialised; it has no keys to rotate")
 	case errors.Is(err, seal.ErrSealed), errors.Is(err, seal.ErrOperatorSealed), errors.Is(err, seal.ErrTooLarge):
@@ -95,7 +102,7 @@ func (o operator) Keys(ctx context.Context) (store.KeyStatus, error) {
 	view := n.machine.View()
 	epochs, err := n.seal.Epochs(sealState(view))
 	if err != nil {
-		return store.KeyStatus{}, keyError(err)
+		return store.KeyStatus{}, rotationError(err)
 	}
 	uses := make([]int, len(epochs))
 	count := func(sealed []byte) {
@@ -116,7 +123,8 @@ func (o operator) Keys(ctx context.Context) (store.KeyStatus, error) {
 	for p := range view.Policies() {
 		count(p.Body)
 	}
-	var status store.KeyStatus
+	pb := view.Seal()
+	status := store.KeyStatus{ShareSet: describeSet(pb.Committed), Pending: describeSet(pb.Pending), Inherited: n.seal.Inherited()}
 	for i, e := range epochs {
 		k := store.KeyEpoch{Purpose: string(e.Purpose), ID: hex.EncodeToString(e.ID), Status: string(e.Status), Created: e.Created}
 		if e.Purpose == seal.Data || e.Purpose == seal.Path {
@@ -133,11 +141,18 @@ func (o operator) Keys(ctx context.Context) (store.KeyStatus, error) {
 	return status, nil
 }
 
+func describeSet(pb *fsmpb.ShareSet) *store.ShareSet {
+	if pb == nil {
+		return nil
+	}
+	return &store.ShareSet{ID: hex.EncodeToString(pb.Id), Shares: int(pb.Shares), Threshold: int(pb.Threshold), Keepers: pb.Keepers}
+}
+
 // rotating rotates keys that are too old, and seals anew what is under retired
 // ones. Whoever leads finds what is left in the state itself, so that it goes on
 // where another was killed. What went wrong is tried again.
 func (n *Node) rotating() {
-	var looked time.Time
+	var looked, inherited time.Time
 	for n.sleep(rotateEvery) {
 		if !n.leads() || n.store.Sealed() || n.machine.View().Level() < levelOfRotation {
 			continue
@@ -147,6 +162,9 @@ func (n *Node) rotating() {
 			if err := n.rotateByAge(n.now()); err != nil {
 				n.log.Warn("keys that are too old could not be rotated; it is tried again", "error", err)
 			}
+		}
+		if err := n.rotateInherited(&inherited); err != nil {
+			n.log.Warn("the keys of before the rekey could not be rotated; it is tried again", "error", err)
 		}
 		if err := n.reseal(); err != nil {
 			n.log.Info("sealing records anew was interrupted; it goes on", "reason", err)
@@ -229,6 +247,7 @@ func (n *Node) reseal() error {
 	for _, id := range retired {
 		ids = append(ids, hex.EncodeToString(id))
 	}
+	failpoint.Hit(failpoint.NodeArchiveBefore)
 	return n.store.OfOwnAccord(n.request(), "key.archive", "key rotation", "data "+strings.Join(ids, " "),
 		func() error { return rotationError(n.seal.Archive(ctx, ledger{n}, seal.Data, retired)) })
 }
@@ -308,6 +327,7 @@ func (b *batch) send() error {
 	ctx, cancel := b.n.step()
 	defer cancel()
 	began := time.Now()
+	failpoint.Hit(failpoint.NodeResealBefore)
 	result, err := b.n.propose(ctx, &fsmpb.Command{Basis: &fsmpb.Basis{DataEpoch: b.epoch}, Op: &fsmpb.Command_Reseal{Reseal: b.op}})
 	switch {
 	case err != nil:
@@ -315,6 +335,7 @@ func (b *batch) send() error {
 	case result.Code != fsmpb.Code_OK:
 		return fmt.Errorf("the state machine refused it: %s", result.Code)
 	}
+	failpoint.Hit(failpoint.NodeResealAfter)
 	b.done += int(result.Resealed)
 	b.op, b.count, b.bytes = nil, 0, 0
 	took := time.Since(began)

@@ -149,6 +149,14 @@ func (n *Node) ownStatus() client.PeerStatus {
 	if err := n.audit.Err(); err != nil {
 		fault = err.Error()
 	}
+	inUse := ""
+	if set, ok := n.seal.ShareSetInUse(); ok {
+		inUse = hex.EncodeToString(set[:])
+	}
+	var keepers []string
+	for _, k := range n.keepers {
+		keepers = append(keepers, k.Name())
+	}
 	var alarms []client.Alarm
 	for _, a := range status.Alarms {
 		alarms = append(alarms, client.Alarm{Kind: string(a.Kind), Detail: a.Detail, Since: a.Since})
@@ -160,5 +168,5 @@ func (n *Node) ownStatus() client.PeerStatus {
 	return client.PeerStatus{ID: n.cfg.ID, Alarms: alarms, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
 		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), Lag: status.Lag, LastContact: max(status.LastContact.Seconds(), -1), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
-		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Level: fsm.Level, Damaged: n.store.Damaged()}
+		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Level: fsm.Level, Damaged: n.store.Damaged(), ShareSet: inUse, Keepers: keepers}
 }

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
+	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
 )
 
 // Initialise gives a cluster its root key and keyring, and leaves this process unsealed:
@@ -28,113 +30,145 @@ func (s *Seal) Initialise(ctx context.Context, ledger Ledger, keepers []Keeper, 
 		return fmt.Errorf("seal: reading the state before initialisation: %w", err)
 	}
 	if st.Committed != nil {
-		s.settle(ctx, st, keepers)
+		s.settle(ctx, st.Cluster, st.Committed.ID, keepers)
 		return ErrAlreadyInitialised
 	}
 	if st.Sealed {
 		return ErrOperatorSealed
 	}
-	if err := s.checkSplit(keepers, shares, threshold); err != nil {
+	if err := checkSplit(keepers, shares, threshold, s.cfg.AllowSingleShare); err != nil {
 		return err
 	}
-	root := newRoot()
-	set, parts, err := newShareSet(root.Bytes(), keepers, shares, threshold)
+	p, err := newProposal(newID(), st.Cluster, keepers, shares, threshold)
 	if err != nil {
-		root.Destroy()
 		return err
 	}
-	defer destroy(parts)
-	ring := newKeyring(s.cfg.now())
-	defer wipeKeyring(ring)
-	sealed, err := sealKeyring(root.Bytes(), st.Cluster, set.ID, ring)
+	p.generation = st.Generation
+	defer destroy(p.parts)
+	k, err := s.publish(ctx, ledger, p, func(context.Context) (*sealpb.Keyring, error) { return newKeyring(s.cfg.now()), nil })
 	if err != nil {
-		root.Destroy()
 		return err
 	}
-	k, err := newKeys(root, State{Cluster: st.Cluster, Committed: &set, Keyring: sealed}, s.cfg.encryptCap)
-	if err != nil { // newKeys took root over
-		return err
-	}
-	st.Committed, st.Keyring = &set, sealed
-	if err := s.publish(ctx, ledger, st, keepers, parts, currentEpochs(ring)); err != nil {
-		k.release()
-		return err
-	}
-	s.settle(ctx, st, keepers)
+	s.settle(ctx, p.cluster, p.set.ID, keepers)
 	s.log.Info("initialised: the root key is split among the Keepers", "cluster", st.Cluster.String(), "shares", shares, "threshold", threshold)
 	return s.install(k, ticket)
 }
 
 // checkSplit refuses impossible and, unless allowed, unwise numbers.
-func (s *Seal) checkSplit(keepers []Keeper, n, t int) error {
+func checkSplit(keepers []Keeper, n, t int, allowSingle bool) error {
 	if n < 1 || n > MaxShares || t < 1 || t > n {
 		return fmt.Errorf("%w: %d shares with a threshold of %d; possible are 1 ≤ threshold ≤ shares ≤ %d", ErrShareSet, n, t, MaxShares)
 	}
-	if t == 1 && n > 1 && !s.cfg.AllowSingleShare {
+	if t == 1 && n > 1 && !allowSingle {
 		return fmt.Errorf("%w: with a threshold of 1 each of the %d Keepers holds the whole root key; choose 2 or more, or allow it explicitly", ErrShareSet, n)
 	}
 	if len(keepers) != n {
-		return fmt.Errorf("%w: %d shares need as many Keepers, and %d are configured", ErrShareSet, n, len(keepers))
+		return fmt.Errorf("%w: %d shares need as many Keepers, and there are %d", ErrShareSet, n, len(keepers))
 	}
+	seen := make(map[string]bool, len(keepers))
 	for _, k := range keepers {
-		if k.Name() == "" {
+		switch name := k.Name(); {
+		case name == "":
 			return fmt.Errorf("%w: a Keeper has no name", ErrShareSet)
+		case seen[name]:
+			return fmt.Errorf("%w: Keeper %q has two shares", ErrShareSet, name)
+		default:
+			seen[name] = true
 		}
 	}
 	return nil
 }
 
-// newShareSet splits root under a fresh id.
-func newShareSet(root []byte, keepers []Keeper, n, t int) (ShareSet, []*locked.Buffer, error) {
-	set := ShareSet{ID: newID(), Shares: n, Threshold: t}
-	parts, err := split(root, set.ID, n, t)
-	if err != nil {
-		return set, nil, err
-	}
-	for i, part := range parts {
-		set.Fingerprints = append(set.Fingerprints, fingerprint(set.ID, i+1, part.Bytes()))
-		set.Keepers = append(set.Keepers, keepers[i].Name())
-	}
-	if err := set.Validate(); err != nil {
-		destroy(parts)
-		return set, nil, err
-	}
-	return set, parts, nil
+// proposal is a share set of a root key of its own, on its way to be the committed one.
+type proposal struct {
+	root        *locked.Buffer
+	set         ShareSet
+	parts       []*locked.Buffer // share 1 … n
+	keepers     []Keeper
+	cluster     ClusterRef // that shares and keyring are for
+	incarnation uint64     // that the commit moves the cluster to; 0: it stays
+	supersedes  [16]byte   // the committed set, zero for none
+	generation  uint64     // of the seal, that all of this was decided on
 }
 
-// publish is begin, place and commit. It succeeds only when the set is certainly committed.
-func (s *Seal) publish(ctx context.Context, ledger Ledger, st State, keepers []Keeper, parts []*locked.Buffer, epochs []Epoch) error {
-	set := *st.Committed
-	if err := ledger.Begin(ctx, set, [16]byte{}); err != nil {
-		if errors.Is(err, ErrSuperseded) {
-			return err
+// newProposal draws a root key and splits it. The caller destroys the parts; the root key is publish's.
+func newProposal(id [16]byte, cluster ClusterRef, keepers []Keeper, n, t int) (*proposal, error) {
+	p := &proposal{root: newRoot(), set: ShareSet{ID: id, Shares: n, Threshold: t}, cluster: cluster, keepers: keepers}
+	var err error
+	if p.parts, err = split(p.root.Bytes(), id, n, t); err == nil {
+		for i, part := range p.parts {
+			p.set.Fingerprints = append(p.set.Fingerprints, fingerprint(id, i+1, part.Bytes()))
+			p.set.Keepers = append(p.set.Keepers, keepers[i].Name())
 		}
-		return fmt.Errorf("seal: recording the share set: %w", err)
+		err = p.set.Validate()
 	}
-	if err := s.placeAll(ctx, st.Cluster, set, keepers, parts); err != nil {
-		return err
+	if err != nil {
+		p.root.Destroy()
+		destroy(p.parts)
+		return nil, err
 	}
-	err := ledger.Commit(ctx, set.ID, st.Keyring, epochs)
+	return p, nil
+}
+
+// publish is begin, place and commit. The keyring to commit is asked for after begin, and wiped. It succeeds only
+// when the set is certainly committed, and then returns its keys, with a reference of the caller's.
+func (s *Seal) publish(ctx context.Context, ledger Ledger, p *proposal, keyring func(context.Context) (*sealpb.Keyring, error)) (k *keys, err error) {
+	defer func() {
+		switch {
+		case err == nil:
+		case k != nil:
+			k.release() // with the root key
+			k = nil
+		default:
+			p.root.Destroy()
+		}
+	}()
+	failpoint.Hit(failpoint.SealBeginBefore)
+	if err := ledger.Begin(ctx, p.set, p.supersedes, p.generation); err != nil {
+		return nil, fmt.Errorf("seal: recording the share set: %w", err)
+	}
+	failpoint.Hit(failpoint.SealBeginAfter)
+	if err := s.placeAll(ctx, p); err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.SealPlaceAfter)
+	ring, err := keyring(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer wipeKeyring(ring)
+	sealed, err := sealKeyring(p.root.Bytes(), p.cluster, p.set.ID, ring)
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) > maxReplicated {
+		return nil, fmt.Errorf("%w: the keyring holds too many keys", ErrTooLarge)
+	}
+	// Opened again, before anybody depends on it: nobody could undo the entry of a keyring that does not open.
+	if k, err = newKeys(p.root, State{Cluster: p.cluster, Committed: &p.set, Keyring: sealed}, s.cfg.encryptCap); err != nil {
+		return nil, err
+	}
+	failpoint.Hit(failpoint.SealCommitBefore)
+	err = ledger.Commit(ctx, Commitment{Set: p.set.ID, Incarnation: p.incarnation, Keyring: sealed, Epochs: currentEpochs(ring)}, p.generation)
 	if err == nil {
-		return nil
+		failpoint.Hit(failpoint.SealCommitAfter)
+		return k, nil
 	}
 	// The commit may have reached the log all the same, and a repetition of it may have been answered. Only the
 	// state can tell.
 	now, readErr := ledger.State(ctx)
-	switch {
-	case readErr == nil && now.Committed != nil && now.Committed.ID == set.ID:
-		return nil
-	case errors.Is(err, ErrSuperseded):
-		return err
+	if readErr == nil && now.Committed != nil && now.Committed.ID == p.set.ID {
+		return k, nil
 	}
-	return fmt.Errorf("seal: committing the share set: %w", errors.Join(err, readErr))
+	return k, fmt.Errorf("seal: committing the share set: %w", errors.Join(err, readErr))
 }
 
 // placeAll gives every Keeper its share and insists on reading it back.
-func (s *Seal) placeAll(ctx context.Context, cluster ClusterRef, set ShareSet, keepers []Keeper, parts []*locked.Buffer) error {
-	reports := make([]KeeperReport, len(keepers))
-	s.each(ctx, keepers, func(ctx context.Context, i int, k Keeper) {
-		reports[i] = place(ctx, k, Slot{cluster, set.ID, i + 1}, parts[i].Bytes())
+func (s *Seal) placeAll(ctx context.Context, p *proposal) error {
+	reports := make([]KeeperReport, len(p.keepers))
+	s.each(ctx, p.keepers, func(ctx context.Context, i int, k Keeper) {
+		reports[i] = place(ctx, k, Slot{p.cluster, p.set.ID, i + 1}, p.parts[i].Bytes())
+		failpoint.Hit(failpoint.SealPlaceOne)
 	})
 	for _, r := range reports {
 		if r.Health != Good {
@@ -161,12 +195,13 @@ func place(ctx context.Context, k Keeper, slot Slot, share []byte) KeeperReport 
 
 // settle tells the Keepers that the committed set is the current one. Its failure costs nothing: a share is found
 // in either slot, and Refill settles again.
-func (s *Seal) settle(ctx context.Context, st State, keepers []Keeper) {
+func (s *Seal) settle(ctx context.Context, cluster ClusterRef, set [16]byte, keepers []Keeper) {
 	s.each(ctx, keepers, func(ctx context.Context, _ int, k Keeper) {
-		if err := k.Settle(ctx, st.Cluster, st.Committed.ID); err != nil {
+		if err := k.Settle(ctx, cluster, set); err != nil {
 			s.log.Warn("a Keeper was not told that its share is current; the next refill does it", "keeper", k.Name(), "error", err)
 		}
 	})
+	failpoint.Hit(failpoint.SealSettleAfter)
 }
 
 // each calls f for every Keeper at once, with the configured deadline each, and waits.

@@ -180,6 +180,9 @@ func checkKeyring(ring *sealpb.Keyring, plain []byte) error {
 			return fmt.Errorf("%w: it has no key for %s", ErrKeyring, p)
 		}
 	}
+	if n := len(ring.GetInheritedFrom()); n != 0 && n != 16 {
+		return fmt.Errorf("%w: the share set that its keys were made under has no id", ErrKeyring)
+	}
 	if len(ids) > maxEpochs {
 		return fmt.Errorf("%w: it has %d epochs", ErrKeyring, len(ids))
 	}

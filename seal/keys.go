@@ -45,6 +45,7 @@ type keys struct {
 	cluster    ClusterRef
 	set        ShareSet
 	keyringSum [32]byte
+	inherited  bool // the epochs in use were made under a root key of before
 
 	root    *locked.Buffer
 	secret  *locked.Buffer     // all epoch keys, then the MAC keys
@@ -97,7 +98,7 @@ func newKeys(root *locked.Buffer, st State, limit uint64) (*keys, error) {
 	}
 	defer wipeKeyring(ring)
 	k := &keys{
-		cluster: st.Cluster, set: *st.Committed, keyringSum: [32]byte(sum(st.Keyring)),
+		cluster: st.Cluster, set: *st.Committed, keyringSum: [32]byte(sum(st.Keyring)), inherited: len(ring.GetInheritedFrom()) > 0,
 		root: root, limit: limit,
 		epochs: make(map[epochID]*epoch), current: make(map[Purpose]*epoch),
 		macs: make(map[macKey]*macs), ciphers: make(map[cipherKey]cipher.AEAD),

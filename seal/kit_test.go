@@ -20,7 +20,7 @@ type ledger struct {
 	mu    sync.Mutex
 	state seal.State
 
-	beforeBegin, afterBegin, beforeCommit, afterCommit func() error
+	beforeBegin, afterBegin, beforeCommit, afterCommit, beforeAbandon, afterAbandon func() error
 }
 
 func newLedger() *ledger {
@@ -45,7 +45,7 @@ func (l *ledger) now() seal.State {
 	return st
 }
 
-func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte) error {
+func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte, generation uint64) error {
 	if err := run(l.beforeBegin); err != nil {
 		return err
 	}
@@ -57,7 +57,11 @@ func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte
 	if l.state.Committed != nil {
 		committed = l.state.Committed.ID
 	}
-	if committed != supersedes {
+	switch {
+	case generation != l.state.Generation:
+		l.mu.Unlock()
+		return seal.ErrOperatorSealed
+	case committed != supersedes:
 		l.mu.Unlock()
 		return seal.ErrSuperseded
 	}
@@ -66,8 +70,31 @@ func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte
 	return run(l.afterBegin)
 }
 
-func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, epochs []seal.Epoch) error {
+func (l *ledger) Commit(_ context.Context, c seal.Commitment, generation uint64) error {
 	if err := run(l.beforeCommit); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	switch {
+	case generation != l.state.Generation:
+		l.mu.Unlock()
+		return seal.ErrOperatorSealed
+	case l.state.Pending == nil || l.state.Pending.ID != c.Set:
+		l.mu.Unlock()
+		return seal.ErrSuperseded
+	case len(c.Epochs) != 6 || c.Incarnation != 0 && c.Incarnation < l.state.Cluster.Incarnation:
+		l.mu.Unlock()
+		return fmt.Errorf("%d epochs, incarnation %d", len(c.Epochs), c.Incarnation)
+	}
+	l.state.Committed, l.state.Pending, l.state.Keyring = l.state.Pending, nil, slices.Clone(c.Keyring)
+	l.state.Epochs = c.Epochs
+	l.state.Cluster.Incarnation = max(l.state.Cluster.Incarnation, c.Incarnation)
+	l.mu.Unlock()
+	return run(l.afterCommit)
+}
+
+func (l *ledger) Abandon(_ context.Context, id [16]byte) error {
+	if err := run(l.beforeAbandon); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -75,22 +102,20 @@ func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, epochs [
 		l.mu.Unlock()
 		return seal.ErrSuperseded
 	}
-	if len(epochs) != 6 {
-		l.mu.Unlock()
-		return fmt.Errorf("%d epochs", len(epochs))
-	}
-	l.state.Committed, l.state.Pending, l.state.Keyring = l.state.Pending, nil, slices.Clone(keyring)
-	l.state.Epochs = epochs
+	l.state.Pending = nil
 	l.mu.Unlock()
-	return run(l.afterCommit)
+	return run(l.afterAbandon)
 }
 
-func (l *ledger) Replace(_ context.Context, id [16]byte, was, keyring []byte, epochs []seal.Epoch) error {
+func (l *ledger) Replace(_ context.Context, id [16]byte, was, keyring []byte, epochs []seal.Epoch, generation uint64) error {
 	if err := run(l.beforeCommit); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	switch {
+	case generation != l.state.Generation:
+		l.mu.Unlock()
+		return seal.ErrOperatorSealed
 	case l.state.Pending != nil:
 		l.mu.Unlock()
 		return seal.ErrPending
@@ -176,7 +201,7 @@ func (k *memKeeper) Fetch(ctx context.Context, s seal.Slot) ([]byte, error) {
 	return nil, seal.ErrNoShare
 }
 
-func (k *memKeeper) Settle(ctx context.Context, _ seal.ClusterRef, set [16]byte) error {
+func (k *memKeeper) Settle(ctx context.Context, c seal.ClusterRef, set [16]byte) error {
 	if err := k.enter(ctx); err != nil {
 		return err
 	}
@@ -185,6 +210,15 @@ func (k *memKeeper) Settle(ctx context.Context, _ seal.ClusterRef, set [16]byte)
 		return k.settleErr
 	}
 	k.settled = append(k.settled, set)
+	holds := false
+	for s := range k.shares {
+		holds = holds || s.Set == set && s.Cluster == c
+	}
+	for s := range k.shares {
+		if holds && s.Set != set {
+			delete(k.shares, s)
+		}
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@ package seal
 import (
 	"context"
 
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -31,7 +32,8 @@ func (s *Seal) Refill(ctx context.Context, st State, keepers []Keeper) ([]Keeper
 		return nil, err
 	}
 	defer destroy(shares)
-	return s.visit(ctx, st, keepers, func(ctx context.Context, k Keeper, r KeeperReport) KeeperReport {
+	failpoint.Hit(failpoint.SealRefillBefore)
+	reports := s.visit(ctx, st, keepers, func(ctx context.Context, k Keeper, r KeeperReport) KeeperReport {
 		if r.Health == Empty || r.Health == Wrong || r.Health == Stale {
 			before := r.Health
 			r = place(ctx, k, Slot{st.Cluster, st.Committed.ID, r.Index}, shares[r.Index-1].Bytes())
@@ -44,7 +46,9 @@ func (s *Seal) Refill(ctx context.Context, st State, keepers []Keeper) ([]Keeper
 			}
 		}
 		return r
-	}), nil
+	})
+	failpoint.Hit(failpoint.SealRefillAfter)
+	return reports, nil
 }
 
 // shares computes all shares of the committed set, which must be the one whose root key is in use.

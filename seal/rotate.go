@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
 )
 
@@ -35,6 +36,9 @@ func (s *Seal) Rotate(ctx context.Context, ledger Ledger, purposes []Purpose) er
 			if slices.Contains(purposes, Purpose(r.GetPurpose())) {
 				r.Epochs = slices.Insert(r.Epochs, 0, newEpoch(s.cfg.now()))
 			}
+		}
+		if !slices.ContainsFunc(Rotatable, func(p Purpose) bool { return !slices.Contains(purposes, p) }) {
+			ring.InheritedFrom = nil // none is in use any more that was made under another root key
 		}
 		return nil
 	})
@@ -117,7 +121,9 @@ func (s *Seal) change(ctx context.Context, ledger Ledger, edit func(*sealpb.Keyr
 		return err
 	}
 	wipeKeyring(opened)
-	if err = ledger.Replace(ctx, st.Committed.ID, st.Keyring, sealed, currentEpochs(ring)); err == nil {
+	failpoint.Hit(failpoint.SealReplaceBefore)
+	if err = ledger.Replace(ctx, st.Committed.ID, st.Keyring, sealed, currentEpochs(ring), st.Generation); err == nil {
+		failpoint.Hit(failpoint.SealReplaceAfter)
 		return nil
 	}
 	// It may have reached the log all the same; only the state can tell.
@@ -125,7 +131,7 @@ func (s *Seal) change(ctx context.Context, ledger Ledger, edit func(*sealpb.Keyr
 	switch {
 	case readErr == nil && bytes.Equal(now.Keyring, sealed):
 		return nil
-	case errors.Is(err, ErrSuperseded), errors.Is(err, ErrPending):
+	case errors.Is(err, ErrSuperseded), errors.Is(err, ErrPending), errors.Is(err, ErrOperatorSealed):
 		return err
 	}
 	return fmt.Errorf("seal: replacing the keyring: %w", errors.Join(err, readErr))

@@ -22,7 +22,7 @@
 // this package is not covered: shares on their way from and to Keepers and operators pass through buffers of TLS,
 // HTTP and JSON.
 //
-// It imports no other package of ours and knows neither the log nor the network.
+// It knows neither the log nor the network, and imports nothing of ours but the names of steps to fail at.
 package seal
 
 import (

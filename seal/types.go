@@ -105,22 +105,34 @@ const (
 	Archived EpochStatus = "archived" // kept in the sealed keyring for archives of before, and nowhere else
 )
 
-// Ledger is the replicated half of initialisation and rotation. Each call returns only after its effect is acknowledged
+// Commitment is what makes a pending share set the committed one.
+type Commitment struct {
+	Set         [16]byte
+	Incarnation uint64 // of the cluster, for which shares and keyring were made; 0: as it is
+	Keyring     []byte // sealed under the root key of the set
+	Epochs      []Epoch
+}
+
+// Ledger is the replicated half of initialisation, rekey and rotation. Each call returns only after its effect is acknowledged
 // (fsynced on a quorum); an error other than the ones named leaves the outcome unknown, and the caller reads
 // State again.
 type Ledger interface {
 	// State reads after a read-index round: it sees everything acknowledged before the call.
 	State(ctx context.Context) (State, error)
 	// Begin makes set the pending one, in place of any other. It fails with ErrSuperseded when the committed set
-	// is not supersedes (the zero id: none is committed).
-	Begin(ctx context.Context, set ShareSet, supersedes [16]byte) error
+	// is not supersedes (the zero id: none is committed). Begin, Commit and Replace fail with ErrOperatorSealed
+	// when generation is not that of the state: an operator sealed, or unsealed, since it was read.
+	Begin(ctx context.Context, set ShareSet, supersedes [16]byte, generation uint64) error
 	// Commit makes the pending set the committed one, together with the keyring sealed under its root key. It
-	// fails with ErrSuperseded when setID is not pending.
-	Commit(ctx context.Context, setID [16]byte, keyring []byte, epochs []Epoch) error
+	// fails with ErrSuperseded when that set is not pending.
+	Commit(ctx context.Context, c Commitment, generation uint64) error
+	// Abandon gives the pending set up, so that it can never be committed. It fails with ErrSuperseded when setID
+	// is not pending.
+	Abandon(ctx context.Context, setID [16]byte) error
 	// Replace puts keyring, sealed under the root key of the committed set setID, in the place of was. It fails
 	// with ErrPending while a set is pending, and with ErrSuperseded when setID is not committed or was is not the
 	// present keyring. Whoever commits a set for a keyring that exists must therefore read it after Begin.
-	Replace(ctx context.Context, setID [16]byte, was, keyring []byte, epochs []Epoch) error
+	Replace(ctx context.Context, setID [16]byte, was, keyring []byte, epochs []Epoch, generation uint64) error
 }
 
 // Slot addresses one share.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/store"
 )
 
 // A key that comes while a value is being encrypted: the command names the key
@@ -51,5 +52,36 @@ func TestRotateKeysIsAuthorisedAndAudited(t *testing.T) {
 		"key.rotate intent allow", "key.rotate outcome refuse invalid", "key.rotate intent allow", "key.rotate outcome refuse invalid", "key.status decision deny"}
 	if got := w.audit.since(from); !slices.Equal(got, want) {
 		t.Fatalf("%q", got)
+	}
+}
+
+func TestRekeyIsAuthorisedAndAudited(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	q := store.Rekeying{ID: [16]byte{1}, Shares: 3, Threshold: 2, Keepers: []string{"keeper-1", "keeper-2", "keeper-3"}, Force: true}
+	if err := w.Rekey(ctx, su, q); err != nil {
+		t.Fatal(err)
+	}
+	if set, err := w.CancelRekey(ctx, su); err != nil || set != "a set" {
+		t.Fatal(set, err)
+	}
+	wantCode(t, w.Rekey(ctx, web, q), secret.CodeDenied)
+	_, err := w.CancelRekey(ctx, web)
+	wantCode(t, err, secret.CodeDenied)
+	wantCode(t, w.Rekey(ctx, su, store.Rekeying{Keepers: make([]string, 256)}), secret.CodeInvalid)
+	wantCode(t, w.Rekey(ctx, su, store.Rekeying{Keepers: []string{strings.Repeat("x", 256)}}), secret.CodeInvalid)
+	if len(w.rekeys) != 1 {
+		t.Fatal(w.rekeys)
+	}
+	var lines []string
+	for _, r := range w.audit.records {
+		if strings.HasPrefix(r.Op, "key.rekey") {
+			lines = append(lines, strings.TrimSpace(strings.Join([]string{r.Op, string(r.Phase), string(r.Decision), r.Detail}, " ")))
+		}
+	}
+	about := " shares 3, threshold 2, force, Keepers keeper-1 keeper-2 keeper-3"
+	want := []string{"key.rekey intent allow" + about, "key.rekey outcome allow" + about, "key.rekey.cancel intent allow", "key.rekey.cancel outcome allow"}
+	if len(lines) < 4 || !slices.Equal(lines[:4], want) {
+		t.Fatalf("%q, want %q", lines, want)
 	}
 }

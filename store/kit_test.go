@@ -33,6 +33,7 @@ type world struct {
 	changes []store.MemberChange  // what it was asked for
 	rotated [][]string            // the purposes of each rotation
 	seals   []string              // each change of a seal
+	rekeys  []store.Rekeying
 }
 
 // operator always succeeds.
@@ -66,6 +67,13 @@ func (o operator) RotateKeys(_ context.Context, purposes []string) error {
 	o.w.rotated = append(o.w.rotated, purposes)
 	return nil
 }
+
+func (o operator) Rekey(_ context.Context, r store.Rekeying) error {
+	o.w.rekeys = append(o.w.rekeys, r)
+	return nil
+}
+
+func (operator) CancelRekey(context.Context) (string, error) { return "a set", nil }
 
 func (operator) Keys(context.Context) (store.KeyStatus, error) { return store.KeyStatus{}, nil }
 

@@ -79,6 +79,11 @@ type Operator interface {
 	// RotateKeys gives each purpose a new key; none means all that can be rotated.
 	// CodeConflict when it cannot be now: nothing was changed.
 	RotateKeys(ctx context.Context, purposes []string) error
+	// Rekey gives the cluster a new root key. CodeConflict when it cannot be now,
+	// CodeInvalid when it never can; nothing was changed then.
+	Rekey(ctx context.Context, r Rekeying) error
+	// CancelRekey gives up a pending share set and returns its id, "" for none.
+	CancelRekey(ctx context.Context) (string, error)
 	// Keys describes the keys of the cluster.
 	Keys(ctx context.Context) (KeyStatus, error)
 }
@@ -89,6 +94,27 @@ type KeyStatus struct {
 	// Stale records are those under a retired key, which are re-encrypted in the
 	// background, of Records that are under any key for data.
 	Stale, Records int
+	// ShareSet is the committed one. Pending is one that a rekey has begun: until
+	// it is committed or cancelled, no key is rotated.
+	ShareSet, Pending *ShareSet
+	// Inherited keys are in use that were made under a root key of before.
+	Inherited bool
+}
+
+// ShareSet describes the shares of a root key, without the shares.
+type ShareSet struct {
+	ID                string
+	Shares, Threshold int
+	Keepers           []string
+}
+
+// Rekeying is what a rekey is asked to do.
+type Rekeying struct {
+	ID                [16]byte // of the request; repeated with the same, it is not done twice
+	Shares, Threshold int      // 0: as many as Keepers; more than half
+	Keepers           []string // by name; none: all that the peer knows
+	AllowSingleShare  bool     // permits a threshold of 1 with more than one share
+	Force             bool     // although not every member can be asked
 }
 
 // KeyEpoch is one key.

@@ -286,6 +286,35 @@ func (c *Client) Unseal(ctx context.Context, peer string) error {
 	return err
 }
 
+// rekeyAttempt is how long one attempt of a rekey is waited for: the peer waits
+// for Keepers, twice.
+const rekeyAttempt = 30 * time.Second
+
+// Rekey gives the cluster a new root key, split anew. An empty ID is drawn; to
+// repeat a call whose outcome is unknown, give the ID that it had. CodeConflict:
+// it cannot be now, and Reason and message say why; nothing was changed.
+func (c *Client) Rekey(ctx context.Context, q RekeyRequest) error {
+	if q.ID == "" {
+		q.ID = NewID()
+	}
+	_, err := c.alter(ctx, RouteKeyRekey, q)
+	return err
+}
+
+// CancelRekey gives up a rekey that was begun and not committed, and returns the
+// id of its share set, empty when there is none.
+func (c *Client) CancelRekey(ctx context.Context) (string, error) {
+	answer, err := read[CancelAnswer](ctx, c, RouteKeyRekeyCancel, struct{}{})
+	return answer.ShareSet, err
+}
+
+// NewID is 16 random bytes in hex.
+func NewID() string {
+	var id [16]byte
+	rand.Read(id[:])
+	return hex.EncodeToString(id[:])
+}
+
 // Init gives a new cluster its root key. It is tried until the cluster answers;
 // doing it again is refused with CodeConflict.
 func (c *Client) Init(ctx context.Context, shares, threshold int) error {
@@ -540,7 +569,11 @@ var errNotSent = errors.New("no connection")
 const maxAnswer = 64 << 20
 
 func (c *Client) attempt(ctx context.Context, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {
-	return c.attemptWithin(ctx, c.cfg.Attempt, peer, method, route, body, writeID)
+	limit := c.cfg.Attempt
+	if route == RouteKeyRekey {
+		limit = max(limit, rekeyAttempt)
+	}
+	return c.attemptWithin(ctx, limit, peer, method, route, body, writeID)
 }
 
 func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {

@@ -79,6 +79,8 @@ const (
 	RouteMemberUndrain  = "/v1/sys/members/undrain"
 	RouteKeys           = "/v1/sys/keys" // GET
 	RouteKeyRotate      = "/v1/sys/keys/rotate"
+	RouteKeyRekey       = "/v1/sys/keys/rekey"
+	RouteKeyRekeyCancel = "/v1/sys/keys/rekey/cancel"
 
 	// RoutesOfOperators begin with this; a drained peer answers them still.
 	RoutesOfOperators = "/v1/sys/"
@@ -414,7 +416,9 @@ type PeerStatus struct {
 	Version      string    `json:"version"`
 	Level        uint32    `json:"level"` // newest format level that it knows
 	Damaged      int       `json:"damagedRecords,omitempty"`
-	Alarms       []Alarm   `json:"alarms,omitempty"` // that are on
+	Alarms       []Alarm   `json:"alarms,omitempty"`   // that are on
+	ShareSet     string    `json:"shareSet,omitempty"` // id of the set whose root key it uses; missing while it has none
+	Keepers      []string  `json:"keepers,omitempty"`  // that it knows, whether or not they have a share
 }
 
 // Alarm is something that goes on at a peer and wants an operator. It ends when
@@ -445,6 +449,40 @@ type KeysAnswer struct {
 	// are being re-encrypted.
 	Stale   int `json:"stale"`
 	Records int `json:"records"`
+	// ShareSet is the one whose root key opens the keys, Pending one that a rekey
+	// has begun and not committed: until it is, or is cancelled, no key is rotated.
+	ShareSet *ShareSet `json:"shareSet,omitempty"`
+	Pending  *ShareSet `json:"pending,omitempty"`
+	// Inherited keys are in use that were made under a root key of before, and are
+	// rotated by themselves once every peer uses the present one.
+	Inherited bool `json:"inherited,omitempty"`
+}
+
+// ShareSet describes the shares of a root key, without the shares.
+type ShareSet struct {
+	ID        string   `json:"id"`
+	Shares    int      `json:"shares"`
+	Threshold int      `json:"threshold"`
+	Keepers   []string `json:"keepers"` // of share 1, 2, …; empty where none has it
+}
+
+// RekeyRequest asks for a new root key.
+type RekeyRequest struct {
+	// ID is 16 random bytes in hex, the same in each repetition: what was committed
+	// is not done again then.
+	ID string `json:"id"`
+	// Shares and Threshold: 0 means as many as Keepers, and more than half.
+	Shares    int `json:"shares,omitempty"`
+	Threshold int `json:"threshold,omitempty"`
+	// Keepers that get a share, by name; none: all that the asked peer knows.
+	Keepers          []string `json:"keepers,omitempty"`
+	AllowSingleShare bool     `json:"allowSingleShare,omitempty"` // a threshold of 1 with more than one share
+	Force            bool     `json:"force,omitempty"`            // although not every member can be asked
+}
+
+// CancelAnswer names the share set that was given up, empty when none was pending.
+type CancelAnswer struct {
+	ShareSet string `json:"shareSet,omitempty"`
 }
 
 // KeyEpoch is one key. Records is missing where the cluster does not keep what

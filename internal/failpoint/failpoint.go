@@ -3,7 +3,9 @@
 // that the compiler inlines away, and the environment is not read.
 //
 // With the tag, SPIKE_FAILPOINT=name[@n] has the process kill itself, by SIGKILL, the n-th time (the first, without
-// n) that it reaches the step: no deferred function runs, nothing is flushed. Several are separated by commas.
+// n) that it reaches the step: no deferred function runs, nothing is flushed. Several are separated by commas. With
+// SPIKE_FAILPOINT=@FILE it looks into that file at each step, and removes it when it dies of it, so that a process can
+// be told while it runs, and lives when it is started again.
 package failpoint
 
 // Name is a step at which a process can be killed. What a name says happened "before" has not begun, and what it

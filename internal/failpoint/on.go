@@ -21,8 +21,9 @@ const Variable = "SPIKE_FAILPOINT"
 var armed = struct {
 	sync.Mutex // guards left
 	left       map[Name]int
+	file       string     // names where to die, from now on; "" for none
 	die        func(Name) // replaced by a test of this package only
-}{left: parse(os.Getenv(Variable)), die: kill}
+}{left: parse(os.Getenv(Variable)), file: fileOf(os.Getenv(Variable)), die: kill}
 
 // Hit kills the process when SPIKE_FAILPOINT names the step and enough hits of it went before.
 func Hit(name Name) {
@@ -31,10 +32,25 @@ func Hit(name Name) {
 	if ok {
 		armed.left[name] = n - 1
 	}
+	if armed.file != "" {
+		// Removed first: who is started again goes on living.
+		if text, err := os.ReadFile(armed.file); err == nil && strings.TrimSpace(string(text)) == string(name) && os.Remove(armed.file) == nil {
+			n, ok = 1, true
+		}
+	}
 	armed.Unlock()
 	if ok && n == 1 {
 		armed.die(name)
 	}
+}
+
+// fileOf is FILE of @FILE.
+func fileOf(text string) string {
+	file, _ := strings.CutPrefix(text, "@")
+	if file == text {
+		return ""
+	}
+	return file
 }
 
 // kill ends the process as a crash does: by a signal that nothing can handle.
@@ -47,7 +63,7 @@ func kill(name Name) {
 // parse reads the variable. A program that was told to die at an unknown step must not seem to survive it.
 func parse(text string) map[Name]int {
 	left := map[Name]int{}
-	if text == "" {
+	if text == "" || fileOf(text) != "" {
 		return left
 	}
 	for word := range strings.SplitSeq(text, ",") {

@@ -2,7 +2,11 @@
 
 package failpoint
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 func TestDiesAtTheNamedHit(t *testing.T) {
 	var died []Name
@@ -18,6 +22,23 @@ func TestDiesAtTheNamedHit(t *testing.T) {
 	Hit(KeeperPlaceAfter)
 	if len(died) != 2 || died[0] != SealCommitBefore || died[1] != KeeperPlaceAfter {
 		t.Fatalf("died at %v, want once at each of the two", died)
+	}
+}
+
+func TestDiesOfAFileOnce(t *testing.T) {
+	var died []Name
+	armed.die = func(n Name) { died = append(died, n) }
+	armed.file = filepath.Join(t.TempDir(), "armed")
+	defer func() { armed.file = "" }()
+	Hit(SealCommitBefore)
+	if err := os.WriteFile(armed.file, []byte(SealCommitBefore), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	Hit(SealCommitAfter)
+	Hit(SealCommitBefore)
+	Hit(SealCommitBefore)
+	if len(died) != 1 || died[0] != SealCommitBefore {
+		t.Fatalf("died at %v", died)
 	}
 }
 

@@ -530,23 +530,24 @@ func (l *ledger) State(context.Context) (seal.State, error) {
 	return l.state, nil
 }
 
-func (l *ledger) Begin(_ context.Context, set seal.ShareSet, _ [16]byte) error {
+func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte, _ uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state.Committed != nil {
+	if l.state.Committed != nil && l.state.Committed.ID != supersedes || l.state.Committed == nil && supersedes != [16]byte{} {
 		return seal.ErrSuperseded
 	}
 	l.state.Pending = &set
 	return nil
 }
 
-func (l *ledger) Commit(_ context.Context, id [16]byte, keyring []byte, _ []seal.Epoch) error {
+func (l *ledger) Commit(_ context.Context, c seal.Commitment, _ uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state.Pending == nil || l.state.Pending.ID != id {
+	if l.state.Pending == nil || l.state.Pending.ID != c.Set {
 		return seal.ErrSuperseded
 	}
-	l.state.Committed, l.state.Pending, l.state.Keyring = l.state.Pending, nil, keyring
+	l.state.Committed, l.state.Pending, l.state.Keyring, l.state.Epochs = l.state.Pending, nil, c.Keyring, c.Epochs
+	l.state.Cluster.Incarnation = max(l.state.Cluster.Incarnation, c.Incarnation)
 	return nil
 }
 

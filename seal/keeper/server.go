@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spike-ha/spike-ha/identity"
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
@@ -219,7 +220,9 @@ func (s *Server) native(w http.ResponseWriter, route string, id spiffeid.ID, bod
 		var slot seal.Slot
 		var share []byte
 		if slot, share, err = parseSlot(body, placeFields); err == nil {
+			failpoint.Hit(failpoint.KeeperPlaceBefore)
 			err = s.vault.place(slot, share)
+			failpoint.Hit(failpoint.KeeperPlaceAfter)
 			locked.Wipe(share)
 			s.note("place", id, slot, err)
 		}
@@ -227,13 +230,16 @@ func (s *Server) native(w http.ResponseWriter, route string, id spiffeid.ID, bod
 		var slot seal.Slot
 		if slot, _, err = parseSlot(body, fetchFields); err == nil {
 			out = make([]byte, 0, 128)
+			failpoint.Hit(failpoint.KeeperFetchBefore)
 			err = s.vault.fetch(slot, func(share []byte) { out = fetchAnswer(out, share) })
 			s.note("fetch", id, slot, err)
 		}
 	case routeSettle:
 		var slot seal.Slot
 		if slot, _, err = parseSlot(body, settleFields); err == nil {
+			failpoint.Hit(failpoint.KeeperSettleBefore)
 			err = s.vault.settle(slot.Cluster, slot.Set)
+			failpoint.Hit(failpoint.KeeperSettleAfter)
 			s.note("settle", id, slot, err)
 		}
 	case routeHolds:

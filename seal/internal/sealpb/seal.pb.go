@@ -30,7 +30,10 @@ type Keyring struct {
 	Rings []*Ring                `protobuf:"bytes,1,rep,name=rings,proto3" json:"rings,omitempty"` // one per purpose, sorted by purpose: what unsealed processes work with
 	// Keys that no live record needs any more, kept for archives of before; sorted by purpose, each with at least
 	// one epoch. Processes do not keep them in memory.
-	Archived      []*Ring `protobuf:"bytes,2,rep,name=archived,proto3" json:"archived,omitempty"`
+	Archived []*Ring `protobuf:"bytes,2,rep,name=archived,proto3" json:"archived,omitempty"`
+	// The share set, 16 bytes, of a root key of before under which the first epochs of the rings were made: whoever
+	// has shares of it and an old disk may have them. Empty: they were made under the root key that seals this.
+	InheritedFrom []byte `protobuf:"bytes,3,opt,name=inherited_from,json=inheritedFrom,proto3" json:"inherited_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -75,6 +78,13 @@ func (x *Keyring) GetRings() []*Ring {
 func (x *Keyring) GetArchived() []*Ring {
 	if x != nil {
 		return x.Archived
+	}
+	return nil
+}
+
+func (x *Keyring) GetInheritedFrom() []byte {
+	if x != nil {
+		return x.InheritedFrom
 	}
 	return nil
 }
@@ -197,10 +207,11 @@ var File_seal_internal_sealpb_seal_proto protoreflect.FileDescriptor
 
 const file_seal_internal_sealpb_seal_proto_rawDesc = "" +
 	"\n" +
-	"\x1fseal/internal/sealpb/seal.proto\x12\x0fspikeha.seal.v1\"i\n" +
+	"\x1fseal/internal/sealpb/seal.proto\x12\x0fspikeha.seal.v1\"\x90\x01\n" +
 	"\aKeyring\x12+\n" +
 	"\x05rings\x18\x01 \x03(\v2\x15.spikeha.seal.v1.RingR\x05rings\x121\n" +
-	"\barchived\x18\x02 \x03(\v2\x15.spikeha.seal.v1.RingR\barchived\"P\n" +
+	"\barchived\x18\x02 \x03(\v2\x15.spikeha.seal.v1.RingR\barchived\x12%\n" +
+	"\x0einherited_from\x18\x03 \x01(\fR\rinheritedFrom\"P\n" +
 	"\x04Ring\x12\x18\n" +
 	"\apurpose\x18\x01 \x01(\tR\apurpose\x12.\n" +
 	"\x06epochs\x18\x02 \x03(\v2\x16.spikeha.seal.v1.EpochR\x06epochs\"U\n" +
