@@ -2,7 +2,7 @@
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X github.com/spike-ha/spike-ha/node.Version=$(VERSION)
+LDFLAGS := -s -w -X github.com/spike-ha/spike-ha/node.Version=$(VERSION) -X github.com/spike-ha/spike-ha/seal/keeper.Version=$(VERSION)
 BIN     := bin
 # Erases what Go copies of keys: seal/internal/erase.
 export GOEXPERIMENT ?= runtimesecret

@@ -146,6 +146,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		return http.StatusOK, s.cfg.Status(ctx), nil
 	})
 	routes[client.RouteHealth] = s.health
+	s.keeperRoutes(routes)
 }
 
 // begin authenticates and checks the form of a native request. It answers itself

@@ -182,7 +182,7 @@ func newApp(in io.Reader, out, errOut io.Writer) *cli.App {
 			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "`DURATION` that one command may take"},
 		},
 		Commands: []*cli.Command{
-			secretCommand(), policyCommand(), cipherCommand(), statusCommand(), clusterCommand(), bootstrapCommand(), keyCommand(), operatorCommand(), auditCommand(), devCommand(), versionCommand(),
+			secretCommand(), policyCommand(), cipherCommand(), statusCommand(), clusterCommand(), bootstrapCommand(), keyCommand(), keeperCommand(), operatorCommand(), auditCommand(), devCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

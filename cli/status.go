@@ -87,19 +87,9 @@ func printStatus(w io.Writer, s client.Status) {
 	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, clusterState(s))
 	fmt.Fprintf(w, "Leader    %s, term %d; can lose %s\n", orDash(s.Leader), s.Term, count(s.Tolerance, "more peer"))
 	fmt.Fprintf(w, "State     %s, %s, %s of %s\n", count(s.Secrets, "secret"), countAs(s.Policies, "policy", "policies"), bytesText(s.StateBytes), bytesText(s.StateLimit))
-	good := 0
-	for _, k := range s.Keepers {
-		if k.Health == "good" {
-			good++
-		}
-	}
-	fmt.Fprintf(w, "Keepers   %d of %d good, threshold %d\n", good, len(s.Keepers), s.Threshold)
-	switch {
-	case !s.Initialised || good > s.Threshold:
-	case good == s.Threshold:
-		fmt.Fprintln(w, "Warning   with one Keeper less, a peer that restarts stays sealed")
-	default:
-		fmt.Fprintln(w, "Warning   too few Keepers are good: a peer that restarts stays sealed")
+	fmt.Fprintf(w, "Keepers   %s, threshold %d\n", goodOf(s.Keepers), s.Threshold)
+	for _, a := range s.Alarms {
+		fmt.Fprintf(w, "ALARM     since %s: %s\n", shortTime(a.Since), a.Detail)
 	}
 	fmt.Fprintf(w, "Version   %s; format level %d\n\n", versions(s.Peers), s.Level)
 
@@ -123,13 +113,9 @@ func printStatus(w io.Writer, s client.Status) {
 	}
 	table(w, rows...)
 	fmt.Fprintln(w)
-	rows = [][]string{{"KEEPER", "SHARE", "STATE"}}
+	rows = [][]string{{"KEEPER", "SHARE", "SET", "STATE", "LAST CONTACT"}}
 	for _, k := range s.Keepers {
-		share := strconv.Itoa(k.Index)
-		if k.Index == 0 {
-			share = "-"
-		}
-		rows = append(rows, []string{k.Name, share, k.Health})
+		rows = append(rows, keeperRow(k))
 	}
 	table(w, rows...)
 	printTroubles(w, s)
@@ -213,7 +199,7 @@ func printTroubles(w io.Writer, s client.Status) {
 		}
 	}
 	for _, k := range s.Keepers {
-		if k.Health != "good" && k.Health != "empty" && k.Detail != "" && s.Initialised { // those say it all
+		if k.Health != "good" && k.Health != "held" && k.Health != "empty" && k.Detail != "" && s.Initialised { // those say it all
 			fmt.Fprintf(w, "\n%s: %s\n", k.Name, k.Detail)
 		}
 	}

@@ -76,6 +76,10 @@ func TestPrintStatusPage(t *testing.T) {
 		Secrets: 100000, Policies: 1, StateBytes: 300 << 20, StateLimit: 1 << 30,
 		Keepers: []client.KeeperStatus{{Name: "keeper-1", Index: 1, Health: "good"}, {Name: "keeper-2", Index: 2, Health: "good"}, {Name: "keeper-3", Index: 3, Health: "unreachable"}}}
 	expiry := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i := range s.Keepers[:2] {
+		s.Keepers[i].ShareSet, s.Keepers[i].LastContact = "89abcdef89abcdef89abcdef89abcdef", &expiry
+	}
+	s.Alarms = []client.Alarm{{Kind: "keepers-few", Detail: "2 of 3 Keepers are good and 2 are needed", Since: expiry}}
 	for i, p := range []client.PeerStatus{
 		{State: "leader"},
 		{State: "follower", Draining: true, Lag: 12345, LastContact: 12.34},
@@ -95,7 +99,7 @@ func TestPrintStatusPage(t *testing.T) {
 Leader    nexus-1, term 1234; can lose 1 more peer
 State     100000 secrets, 1 policy, 300.0 MiB of 1.0 GiB
 Keepers   2 of 3 good, threshold 2
-Warning   with one Keeper less, a peer that restarts stays sealed
+ALARM     since 2026-01-02 03:04:05Z: 2 of 3 Keepers are good and 2 are needed
 Version   v1.2.0 (nexus-1, nexus-2, nexus-3), v1.3.0 (nexus-4); format level 2
 
 PEER     STATE               SEALED  TERM  LAG           AUDIT   ALARM  SVID UNTIL  ADDRESS
@@ -105,10 +109,10 @@ nexus-3  learner             yes     1234  0             123456  -      03:04:05
 nexus-4  candidate           no      1234  0, never      123456  1      03:04:05Z   10.20.30.43:8555
 nexus-5  unreachable         -       -     -             -       -      -           10.20.30.44:8555
 
-KEEPER    SHARE  STATE
-keeper-1  1      good
-keeper-2  2      good
-keeper-3  3      unreachable
+KEEPER    SHARE  SET       STATE        LAST CONTACT
+keeper-1  1      89abcdef  good         2026-01-02 03:04:05Z
+keeper-2  2      89abcdef  good         2026-01-02 03:04:05Z
+keeper-3  3      -         unreachable  never
 
 sealed: nexus-3: 0 of 2 shares were found
 

@@ -269,43 +269,57 @@ func (n *Node) reconcileAudit(ctx context.Context) error {
 
 // refilling keeps the Keepers supplied: a full round each KeeperInterval, and a
 // look each few seconds for one that has lost its share, which is refilled at once.
-// The leader does it; any unsealed peer does while the leader has no keys and can
-// only look. Two at once do no harm: they place the same shares.
+// The leader does it; any unsealed peer does while the leader has no keys. Two at
+// once do no harm: they place the same shares.
 func (n *Node) refilling() {
 	last := n.now()
-	for n.sleep(lookEvery) {
+	for n.sleep(keepersEvery) {
 		st, sealed := sealState(n.machine.View()), n.seal.Sealed()
-		if st.Sealed || st.Committed == nil || !n.leads() && (sealed || !n.leaderSealed()) {
+		if st.Sealed || st.Committed == nil || sealed || !n.leads() && !n.leaderSealed() {
 			continue
 		}
 		full := n.now().Sub(last) >= n.cfg.KeeperInterval
-		ctx, cancel := n.step()
-		reports, err := n.seal.Inspect(ctx, st, n.keepers)
-		cancel()
+		l, err := n.lookAtKeepers(n.ctx, n.now())
 		if err == nil {
-			n.keeperLook.set(n.now(), seen(reports))
-		}
-		for _, r := range reports {
-			full = full || r.Health == seal.Empty || r.Health == seal.Wrong || r.Health == seal.Stale
-		}
-		if err == nil && full && !sealed {
-			last = n.now()
-			ctx, cancel := n.step() // a Keeper that hangs has used the first one up
-			reports, err = n.seal.Refill(ctx, st, n.keepers)
-			cancel()
-			if err == nil {
-				n.keeperLook.set(n.now(), seen(reports))
+			n.keeperLook.set(n.now(), seen(l.reports))
+			for _, r := range l.reports {
+				full = full || r.Health == seal.Empty || r.Health == seal.Wrong || r.Health == seal.Stale
 			}
-			for _, r := range reports {
-				if r.Refilled {
-					n.log.Info("a Keeper was given its share again", "keeper", r.Name)
-				}
+			if full {
+				last = n.now()
+				err = n.refill()
 			}
 		}
-		if err != nil {
+		if err != nil && n.ctx.Err() == nil {
 			n.log.Warn("the Keepers could not be looked after", "error", err)
 		}
 	}
+}
+
+// refill gives the Keepers that need it their shares, by the newest state: by an
+// older one, it could hand out shares of a set that is not the cluster's any more.
+func (n *Node) refill() error {
+	ctx, cancel := n.step()
+	defer cancel()
+	st, err := ledger{n}.State(ctx)
+	if err != nil {
+		return err
+	}
+	if st.Committed == nil || st.Sealed {
+		return nil
+	}
+	l := &keeperLook{began: n.now(), done: make(chan struct{}), set: *st.Committed}
+	if l.reports, l.err = n.seal.Refill(ctx, st, n.keepers); l.err != nil {
+		return l.err
+	}
+	n.looked(l)
+	n.keeperLook.set(n.now(), seen(l.reports))
+	for _, r := range l.reports {
+		if r.Refilled {
+			n.log.Info("a Keeper was given its share again", "keeper", r.Name)
+		}
+	}
+	return nil
 }
 
 func seen(reports []seal.KeeperReport) []keeperSeen {

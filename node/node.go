@@ -64,9 +64,10 @@ type Node struct {
 	peerSealed atomic.Bool               // an operator sealed this peer by itself
 	collector  *seal.Collector
 
-	tolerance               look[int] // of failures; the leader's
-	keeperLook              look[[]keeperSeen]
-	anchors, anchorFailures atomic.Uint64 // of the audit chain
+	tolerance               look[int]          // of failures; the leader's
+	keeperLook              look[[]keeperSeen] // of the peer that looks after them
+	looks                   keeperLooks        // of any peer
+	anchors, anchorFailures atomic.Uint64      // of the audit chain
 
 	keyring sync.Mutex // orders what the seal is told of keyrings: each view taken under it is newer than the one before
 
@@ -88,7 +89,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), up: make(chan struct{}), collector: seal.NewCollector()}
+	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), up: make(chan struct{}), looks: keeperLooks{contact: make(map[string]time.Time)}, collector: seal.NewCollector()}
 	n.domains, _ = cfg.Domains()
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {

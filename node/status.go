@@ -35,6 +35,7 @@ func (n *Node) Health() client.Health {
 // Status gathers what all peers and Keepers say. Those that do not answer in a
 // second are shown as not reachable.
 func (n *Node) Status(ctx context.Context) client.Status {
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	// As new as can be had: without a quorum what this peer has must do.
@@ -68,7 +69,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 			out.Peers[i] = p
 		})
 	}
-	wait.Go(func() { out.Keepers = n.keeperStatus(ctx) })
+	wait.Go(func() { out.Keepers, out.Alarms = n.keeperStatus(asked) })
 	wait.Wait()
 	behind(out)
 	sort.Slice(out.Peers, func(i, j int) bool { return out.Peers[i].ID < out.Peers[j].ID })
@@ -100,19 +101,23 @@ func behind(s client.Status) {
 	}
 }
 
-func (n *Node) keeperStatus(ctx context.Context) []client.KeeperStatus {
+func (n *Node) keeperStatus(ctx context.Context) ([]client.KeeperStatus, []client.Alarm) {
 	list := []client.KeeperStatus{}
-	reports, err := n.seal.Inspect(ctx, sealState(n.machine.View()), n.keepers)
+	l, err := n.lookAtKeepers(ctx, n.now().Add(-keeperLookFresh))
 	if err != nil {
 		for _, k := range n.keepers {
-			list = append(list, client.KeeperStatus{Name: k.Name(), Health: "unknown", Detail: err.Error()})
+			list = append(list, client.KeeperStatus{Name: k.Name(), Health: "unknown", Detail: err.Error(), LastContact: n.keeperContact(k.Name())})
 		}
-		return list
+		return list, nil
 	}
-	for _, r := range reports {
-		list = append(list, client.KeeperStatus{Name: r.Name, Index: r.Index, Health: string(r.Health), Detail: r.Detail})
+	for _, r := range l.reports {
+		status := client.KeeperStatus{Name: r.Name, Index: r.Index, Health: string(r.Health), Detail: r.Detail, LastContact: n.keeperContact(r.Name)}
+		if r.Index > 0 {
+			status.ShareSet = hex.EncodeToString(l.set.ID[:])
+		}
+		list = append(list, status)
 	}
-	return list
+	return list, n.keeperAlarms(l)
 }
 
 // askPeer asks one peer for its own status; the answer of one that does not

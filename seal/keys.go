@@ -55,6 +55,7 @@ type keys struct {
 	limit   uint64             // encryptions per process id
 	writer  atomic.Pointer[writer]
 	renewal sync.Mutex // held while a new writer is made
+	proofs  proofKeys
 
 	// prior is what these keys took the place of, for operations that still have records in hand which are under a
 	// key that is archived now; nil after a while.
@@ -177,6 +178,7 @@ func (k *keys) release() {
 	k.forget()
 	k.root.Destroy()
 	k.secret.Destroy()
+	k.proofs.keys.Destroy()
 	k.writer.Store(nil)
 	k.macs = nil
 	k.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -135,6 +136,9 @@ type memKeeper struct {
 	mu      sync.Mutex // an unsealing may still be asking when its caller has gone on
 	shares  map[seal.Slot][]byte
 	settled [][16]byte
+	placed  int
+	fetches int
+	proofs  int
 	faults
 }
 
@@ -144,6 +148,7 @@ type faults struct {
 	silent                        bool // never answers
 	corrupt                       bool // gives back altered shares
 	forgetful                     bool // restarts after each placement
+	old                           bool // knows no proofs
 }
 
 func (k *memKeeper) Name() string { return k.name }
@@ -173,6 +178,7 @@ func (k *memKeeper) Place(ctx context.Context, s seal.Slot, share []byte) error 
 	if k.placeErr != nil {
 		return k.placeErr
 	}
+	k.placed++
 	k.shares[s] = slices.Clone(share)
 	if k.forgetful {
 		k.shares = make(map[seal.Slot][]byte)
@@ -181,6 +187,13 @@ func (k *memKeeper) Place(ctx context.Context, s seal.Slot, share []byte) error 
 }
 
 func (k *memKeeper) Fetch(ctx context.Context, s seal.Slot) ([]byte, error) {
+	k.mu.Lock()
+	k.fetches++
+	k.mu.Unlock()
+	return k.share(ctx, s)
+}
+
+func (k *memKeeper) share(ctx context.Context, s seal.Slot) ([]byte, error) {
 	if err := k.enter(ctx); err != nil {
 		return nil, err
 	}
@@ -222,7 +235,28 @@ func (k *memKeeper) Settle(ctx context.Context, c seal.ClusterRef, set [16]byte)
 	return nil
 }
 
-func (k *memKeeper) Holds(context.Context) ([]seal.Slot, error) { return nil, nil }
+func (k *memKeeper) Prove(ctx context.Context, s seal.Slot, nonce [32]byte) (proof [32]byte, err error) {
+	k.mu.Lock()
+	old := k.old
+	k.proofs++
+	k.mu.Unlock()
+	if old {
+		return proof, seal.ErrOldKeeper
+	}
+	share, err := k.share(ctx, s)
+	if err != nil {
+		return proof, err
+	}
+	return seal.Proof(share, s, k.name, nonce), nil
+}
+
+func (k *memKeeper) Holds(ctx context.Context) (slots []seal.Slot, err error) {
+	if err := k.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Keys(k.shares)), nil
+}
 
 func (k *memKeeper) restart() {
 	k.mu.Lock()

@@ -2,13 +2,18 @@ package seal
 
 import (
 	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
 
 	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
-// Inspect asks every Keeper of the committed set for its share and reports, changing nothing. Shares are checked
-// against their fingerprints, so it needs no key and works while sealed. Errors: ErrNotInitialised, ErrShareSet.
+// Inspect says how the Keepers of the committed set stand, and changes nothing. With the keys of that set in use each
+// Keeper proves its share, and none is moved; without them each only says what it holds (Held). A Keeper of
+// a release without proofs is asked for its share, which is checked against its fingerprint (KeeperReport.Fetched).
+// Errors: ErrNotInitialised, ErrShareSet, ErrRoot.
 func (s *Seal) Inspect(ctx context.Context, st State, keepers []Keeper) ([]KeeperReport, error) {
 	if st.Committed == nil {
 		return nil, ErrNotInitialised
@@ -16,79 +21,113 @@ func (s *Seal) Inspect(ctx context.Context, st State, keepers []Keeper) ([]Keepe
 	if err := st.Committed.Validate(); err != nil {
 		return nil, err
 	}
-	return s.visit(ctx, st, keepers, func(_ context.Context, _ Keeper, r KeeperReport) KeeperReport { return r }), nil
+	k, err := s.verifying(st)
+	var proofs []byte
+	switch {
+	case err == nil:
+		defer k.release()
+		if proofs, err = k.proving(); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, ErrSealed) && !errors.Is(err, ErrStaleState):
+		return nil, err
+	}
+	return s.visit(ctx, st, keepers, func(ctx context.Context, a asked) KeeperReport {
+		if k == nil {
+			return claim(ctx, st, a)
+		}
+		return challenge(ctx, st, a, proofs)
+	}), nil
 }
 
-// Refill is Inspect, and gives the same share as before to each Keeper found empty, wrong or with another set. It
-// tells the good ones, too, that their share is the current one. It never touches a Keeper that serves another
-// cluster or a higher incarnation. It is safe to repeat and to run on two peers at once.
-// Errors: ErrNotInitialised, ErrSealed, ErrStaleState; a Keeper that could not be helped is only reported.
+// Refill has every Keeper prove its share, and gives the same share as before to each one found empty, wrong or with
+// another set, to all of them at once. A good one is not touched. A Keeper that serves another cluster or a
+// higher incarnation never is. It is safe to repeat and to run on two peers at once; st must be the newest state, read
+// after a read-index round.
+//
+// What was placed is pending at the Keeper until it is settled, which makes it drop the set that was current there. So
+// a Keeper that had nothing is settled at once, and all others when every Keeper of the set is good, not before:
+// should st have been overtaken by a rekey, at least one Keeper has dropped the set of st and refuses its share,
+// and then no Keeper is made to drop the share of the new one.
+// Errors: ErrNotInitialised, ErrShareSet, ErrSealed, ErrStaleState, ErrRoot; a Keeper that could not be helped is only
+// reported.
 func (s *Seal) Refill(ctx context.Context, st State, keepers []Keeper) ([]KeeperReport, error) {
 	if st.Committed == nil {
 		return nil, ErrNotInitialised
 	}
-	shares, err := s.shares(st)
-	if err != nil {
+	if err := st.Committed.Validate(); err != nil {
 		return nil, err
 	}
-	defer destroy(shares)
-	failpoint.Hit(failpoint.SealRefillBefore)
-	reports := s.visit(ctx, st, keepers, func(ctx context.Context, k Keeper, r KeeperReport) KeeperReport {
-		if r.Health == Empty || r.Health == Wrong || r.Health == Stale {
-			before := r.Health
-			r = place(ctx, k, Slot{st.Cluster, st.Committed.ID, r.Index}, shares[r.Index-1].Bytes())
-			r.Refilled = r.Health == Good
-			s.log.Info("refilling a Keeper", "keeper", r.Name, "was", string(before), "is", string(r.Health), "detail", r.Detail)
-		}
-		if r.Health == Good {
-			if err := k.Settle(ctx, st.Cluster, st.Committed.ID); err != nil {
-				s.log.Warn("a Keeper was not told that its share is current; the next refill does it", "keeper", r.Name, "error", err)
-			}
-		}
-		return r
-	})
-	failpoint.Hit(failpoint.SealRefillAfter)
-	return reports, nil
-}
-
-// shares computes all shares of the committed set, which must be the one whose root key is in use.
-func (s *Seal) shares(st State) ([]*locked.Buffer, error) {
-	k, err := s.acquire()
+	k, err := s.verifying(st)
 	if err != nil {
 		return nil, err
 	}
 	defer k.release()
-	if !k.belongsTo(st) {
-		return nil, ErrStaleState
-	}
-	shares, err := split(k.root.Bytes(), k.set.ID, k.set.Shares, k.set.Threshold)
+	proofs, err := k.proving()
 	if err != nil {
 		return nil, err
 	}
-	for i, share := range shares {
-		if !st.Committed.fits(i+1, share.Bytes()) {
-			destroy(shares)
-			return nil, ErrRoot
+	var used atomic.Bool
+	shares := sync.OnceValues(func() ([]*locked.Buffer, error) { // mostly nobody needs one
+		used.Store(true)
+		return k.shares()
+	})
+	defer func() {
+		if used.Load() {
+			parts, _ := shares()
+			destroy(parts)
+		}
+	}()
+	failpoint.Hit(failpoint.SealRefillBefore)
+	fresh := make([]bool, len(st.Committed.Keepers)+1) // by index: the Keeper had nothing
+	reports := s.visit(ctx, st, keepers, func(ctx context.Context, a asked) KeeperReport {
+		r := challenge(ctx, st, a, proofs)
+		if r.Health != Empty && r.Health != Wrong && r.Health != Stale {
+			return r
+		}
+		parts, err := shares()
+		if err != nil {
+			r.Detail = err.Error()
+			return r
+		}
+		before := r.Health
+		r = place(ctx, a.keeper, Slot{st.Cluster, st.Committed.ID, a.index}, parts[a.index-1].Bytes())
+		r.Refilled = r.Health == Good
+		fresh[a.index] = r.Refilled && before == Empty
+		s.log.Info("refilling a Keeper", "keeper", r.Name, "was", string(before), "is", string(r.Health), "detail", r.Detail)
+		return r
+	})
+	var settled []Keeper
+	shareholders, _ := assign(st.Committed, keepers)
+	all := Count(reports) == len(shareholders)
+	for _, a := range shareholders {
+		if a.keeper != nil && (all || fresh[a.index]) {
+			settled = append(settled, a.keeper)
 		}
 	}
-	return shares, nil
+	s.settle(ctx, st.Cluster, st.Committed.ID, settled)
+	failpoint.Hit(failpoint.SealRefillAfter)
+	return reports, nil
 }
 
-// visit fetches from every Keeper of the set, lets then act on what was found, and reports in order of index.
-func (s *Seal) visit(ctx context.Context, st State, keepers []Keeper, then func(context.Context, Keeper, KeeperReport) KeeperReport) []KeeperReport {
-	assigned, strangers := assign(st.Committed, keepers)
-	reports := make([]KeeperReport, len(assigned))
-	ask := make([]Keeper, len(assigned))
-	for i, a := range assigned {
+// Count is how many of the Keepers are good.
+func Count(reports []KeeperReport) (good int) {
+	for _, r := range reports {
+		if r.Health == Good {
+			good++
+		}
+	}
+	return good
+}
+
+// visit has look look at every Keeper of the set at once, and reports in order of index.
+func (s *Seal) visit(ctx context.Context, st State, keepers []Keeper, look func(context.Context, asked) KeeperReport) []KeeperReport {
+	shareholders, strangers := assign(st.Committed, keepers)
+	reports := make([]KeeperReport, len(shareholders))
+	ask := make([]Keeper, len(shareholders))
+	for i, a := range shareholders {
 		ask[i] = a.keeper
 	}
-	s.each(ctx, ask, func(ctx context.Context, i int, k Keeper) {
-		share, report := fetch(ctx, st, assigned[i])
-		locked.Wipe(share)
-		if k != nil {
-			report = then(ctx, k, report)
-		}
-		reports[i] = report
-	})
+	s.each(ctx, ask, func(ctx context.Context, i int, _ Keeper) { reports[i] = look(ctx, shareholders[i]) })
 	return append(reports, strangers...)
 }

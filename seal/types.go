@@ -156,6 +156,9 @@ type Keeper interface {
 	// Settle makes the set current and drops the one that was. Repeating it is harmless.
 	// Errors: as Fetch.
 	Settle(ctx context.Context, cluster ClusterRef, set [16]byte) error
+	// Prove answers a challenge with the share of exactly this slot, current or pending, and does not give it away: see
+	// Proof. Errors: as Fetch, and ErrOldKeeper when it does not know proofs.
+	Prove(ctx context.Context, slot Slot, nonce [32]byte) (proof [32]byte, err error)
 	// Holds lists what it has, without shares.
 	Holds(ctx context.Context) ([]Slot, error)
 }
@@ -165,7 +168,8 @@ type Health string
 
 // The answers a Keeper can give.
 const (
-	Good        Health = "good"        // the share fits its fingerprint
+	Good        Health = "good"        // it has the right share: proven, or fetched and held against its fingerprint
+	Held        Health = "held"        // it says that it holds its share; only an unsealed peer can have it proven
 	Empty       Health = "empty"       // it restarted, or never had a share
 	Wrong       Health = "wrong"       // its share does not fit the fingerprint
 	Stale       Health = "stale"       // it holds another set, or another incarnation, of this cluster
@@ -181,6 +185,7 @@ type KeeperReport struct {
 	Health   Health
 	Detail   string // for people; empty when good
 	Refilled bool   // its share was placed again, and Health is the state after that
+	Fetched  bool   // it is good, but of a release without proofs: its share had to be sent
 }
 
 // AAD names what a record is, so that it opens nowhere else.

@@ -200,7 +200,7 @@ func (s *Seal) collect(ctx context.Context, st State, keepers []Keeper) ([]point
 // fetch asks one Keeper and believes its share only if it fits the fingerprint.
 func fetch(ctx context.Context, st State, a asked) ([]byte, KeeperReport) {
 	if a.keeper == nil {
-		return nil, KeeperReport{Name: a.name, Index: a.index, Health: Unreachable, Detail: "this process has no address for it"}
+		return nil, withoutAddress(a)
 	}
 	share, err := a.keeper.Fetch(ctx, Slot{st.Cluster, st.Committed.ID, a.index})
 	if err != nil {
@@ -213,7 +213,8 @@ func fetch(ctx context.Context, st State, a asked) ([]byte, KeeperReport) {
 	return share, KeeperReport{Name: a.name, Index: a.index, Health: Good}
 }
 
-// failure names what a Keeper's error means.
+// failure names what a Keeper's error means. One that is asked too often counts as unreachable: it may well be good,
+// and must not be taken for empty and given its share again.
 func failure(name string, index int, err error) KeeperReport {
 	r := KeeperReport{Name: name, Index: index, Health: Unreachable, Detail: err.Error()}
 	switch {

@@ -88,6 +88,13 @@ func (v vector) check(t *testing.T) {
 			}
 		}
 		return
+	case "proof":
+		slot := Slot{v.cluster(t), [16]byte(unhex(t, v["set"])), int(v.num(t, "index"))}
+		proof := Proof(unhex(t, v["share"]), slot, v["keeper"], [32]byte(unhex(t, v["nonce"])))
+		if got := hex.EncodeToString(proof[:]); got != v["proof"] {
+			t.Errorf("the proof is %s", got)
+		}
+		return
 	case "keyring":
 		ring, err := openKeyring(unhex(t, v["root"]), v.cluster(t), [16]byte(unhex(t, v["set"])), unhex(t, v["keyring"]))
 		if !errors.Is(err, want) {
@@ -187,7 +194,7 @@ func readVectors(t *testing.T, file string) (list []vector) {
 // writeVectors makes the file from the code as it is.
 func writeVectors(t *testing.T) {
 	var out bytes.Buffer
-	fmt.Fprint(&out, "# Format 1 of shares, fingerprints, keyring, records and MACs. Bytes are in hex.\n")
+	fmt.Fprint(&out, "# Format 1 of shares, fingerprints, proofs, keyring, records and MACs. Bytes are in hex.\n")
 	emit := func(pairs ...string) {
 		out.WriteString("\n")
 		for i := 0; i < len(pairs); i += 2 {
@@ -211,6 +218,14 @@ func writeVectors(t *testing.T) {
 			pairs = append(pairs, fmt.Sprintf("share-%d", i+1), h(s.Bytes()), fmt.Sprintf("fingerprint-%d", i+1), h(f[:]))
 		}
 		emit(pairs...)
+	}
+
+	share, asked := bytes.Repeat([]byte{0x33}, 32), bytes.Repeat([]byte{0x44}, 32)
+	for _, c := range []Slot{{cluster, set, 1}, {cluster, set, 255}, {ClusterRef{cluster.ID, 4}, set, 1}} {
+		proof := Proof(share, c, "keeper-1", [32]byte(asked))
+		emit("vector", "proof", "about", fmt.Sprintf("of share %d in incarnation %d", c.Index, c.Cluster.Incarnation), "expect", "ok", "share", h(share), "nonce", h(asked),
+			"cluster", h(c.Cluster.ID[:]), "incarnation", strconv.FormatUint(c.Cluster.Incarnation, 10), "set", h(c.Set[:]), "index", strconv.Itoa(c.Index),
+			"keeper", "keeper-1", "proof", h(proof[:]))
 	}
 
 	ring := &sealpb.Keyring{}

@@ -75,6 +75,10 @@ func (o operator) Rekey(_ context.Context, r store.Rekeying) error {
 
 func (operator) CancelRekey(context.Context) (string, error) { return "a set", nil }
 
+func (operator) Keepers(_ context.Context, prove bool) (store.KeeperList, error) {
+	return store.KeeperList{Good: map[bool]int{true: 2, false: 1}[prove]}, nil
+}
+
 func (operator) Keys(context.Context) (store.KeyStatus, error) { return store.KeyStatus{}, nil }
 
 func newWorld(t *testing.T) *world {

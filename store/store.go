@@ -86,6 +86,9 @@ type Operator interface {
 	CancelRekey(ctx context.Context) (string, error)
 	// Keys describes the keys of the cluster.
 	Keys(ctx context.Context) (KeyStatus, error)
+	// Keepers describes the Keepers; with prove, as they prove themselves now:
+	// CodeSealed when this peer cannot tell.
+	Keepers(ctx context.Context, prove bool) (KeeperList, error)
 }
 
 // KeyStatus describes the keys of the cluster, without the keys.

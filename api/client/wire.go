@@ -388,6 +388,7 @@ type Status struct {
 	StateLimit  uint64         `json:"stateLimitBytes"`
 	Peers       []PeerStatus   `json:"peers"`
 	Keepers     []KeeperStatus `json:"keepers"`
+	Alarms      []Alarm        `json:"alarms,omitempty"` // of the cluster as a whole; see PeerStatus for those of a peer
 }
 
 // PeerStatus is one peer; Reachable false leaves only what the asked one knows.
@@ -424,7 +425,7 @@ type PeerStatus struct {
 // Alarm is something that goes on at a peer and wants an operator. It ends when
 // its cause does.
 type Alarm struct {
-	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls, memory-not-locked
+	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls, memory-not-locked; of the cluster: keepers-few
 	Detail string    `json:"detail"`
 	Since  time.Time `json:"since"`
 }
@@ -433,8 +434,12 @@ type Alarm struct {
 type KeeperStatus struct {
 	Name   string `json:"name"`
 	Index  int    `json:"shareIndex"`
-	Health string `json:"health"` // good, empty, wrong, stale, foreign, unreachable
+	Health string `json:"health"` // good, held, empty, wrong, stale, foreign, unreachable, unknown
 	Detail string `json:"detail,omitempty"`
+	// ShareSet is the id of the set that its share is of; "" when it has none.
+	ShareSet string `json:"shareSet,omitempty"`
+	// LastContact is when the asked peer had an answer from it last; nil: never.
+	LastContact *time.Time `json:"lastContact,omitempty"`
 }
 
 // RotateRequest asks for new keys; no purposes mean all that can be rotated.

@@ -42,8 +42,11 @@ type Client struct {
 
 var _ seal.Keeper = (*Client)(nil)
 
-// maxAnswer bounds what is read of an answer.
-const maxAnswer = 16 << 10
+// What is read of an answer is bounded; that of a status lists many askers.
+const (
+	maxAnswer       = 4 << 10
+	maxStatusAnswer = 64 << 10
+)
 
 // NewClient makes a client; it connects when first used.
 func NewClient(o ClientOptions) (*Client, error) {
@@ -128,19 +131,53 @@ func (c *Client) Holds(ctx context.Context) ([]seal.Slot, error) {
 	if err := c.post(ctx, routeHolds, []byte("{}"), &out); err != nil {
 		return nil, err
 	}
-	slots := make([]seal.Slot, 0, len(out.Slots))
-	for _, w := range out.Slots {
-		slot, err := w.slot()
-		if err != nil {
-			return nil, fmt.Errorf("keeper: %s lists an impossible slot", c.name)
-		}
-		slots = append(slots, slot)
+	held, err := heldSlots(out.Slots)
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %s lists an impossible slot", c.name)
+	}
+	slots := make([]seal.Slot, len(held))
+	for i, h := range held {
+		slots[i] = h.Slot
 	}
 	return slots, nil
 }
 
+// Prove implements seal.Keeper.
+func (c *Client) Prove(ctx context.Context, slot seal.Slot, nonce [32]byte) (proof [32]byte, err error) {
+	w := wireSlot(slot)
+	w.Nonce = nonce[:]
+	err = c.ask(ctx, routeProve, mustJSON(w), func(answer []byte) error {
+		proof, err = parseProof(answer)
+		return err
+	})
+	return proof, err
+}
+
+// Status asks the Keeper about itself. It fails with seal.ErrOldKeeper when its release does not tell.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	err = c.ask(ctx, routeStatus, []byte("{}"), func(answer []byte) error {
+		s, err = parseStatus(answer)
+		return err
+	})
+	return s, err
+}
+
 // post sends one request and decodes the answer into out, unless that is nil.
 func (c *Client) post(ctx context.Context, route string, body []byte, out any) error {
+	return c.ask(ctx, route, body, func(answer []byte) error {
+		var err error
+		if out != nil {
+			erase.Do(func() { err = json.Unmarshal(answer, out) })
+		}
+		if err != nil {
+			return errBadAnswer
+		}
+		return nil
+	})
+}
+
+// ask sends one request and has take look at the answer, which is wiped after that.
+func (c *Client) ask(ctx context.Context, route string, body []byte, take func(answer []byte) error) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+route, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("keeper: %w", err)
@@ -155,7 +192,11 @@ func (c *Client) post(ctx context.Context, route string, body []byte, out any) e
 		c.http.CloseIdleConnections()
 		return fmt.Errorf("keeper: %s: %w", c.name, err)
 	}
-	answer, err := readAll(resp.Body, maxAnswer)
+	most := maxAnswer
+	if route == routeStatus {
+		most = maxStatusAnswer
+	}
+	answer, err := readAll(resp.Body, most)
 	defer locked.Wipe(answer)
 	if err != nil {
 		return fmt.Errorf("keeper: %s: reading the answer: %w", c.name, err)
@@ -164,15 +205,14 @@ func (c *Client) post(ctx context.Context, route string, body []byte, out any) e
 		var e struct {
 			Err string `json:"err"`
 		}
-		_ = json.Unmarshal(answer, &e) // whatever it is, it is an error
+		_ = json.Unmarshal(answer, &e)                                                // whatever it is, it is an error
+		if e.Err == codeBadRequest && (route == routeProve || route == routeStatus) { // ours are well-formed: it does not know the route
+			return seal.ErrOldKeeper
+		}
 		return fromCode(resp.StatusCode, e.Err)
 	}
-	if out == nil {
-		return nil
-	}
-	erase.Do(func() { err = json.Unmarshal(answer, out) })
-	if err != nil {
-		return fmt.Errorf("keeper: %s: the answer is not what this version expects", c.name) // the cause could quote a share
+	if err := take(answer); err != nil {
+		return fmt.Errorf("%w (%s)", err, c.name)
 	}
 	return nil
 }

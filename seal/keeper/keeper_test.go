@@ -130,6 +130,7 @@ func TestPlaceFetchSettle(t *testing.T) {
 	a := authority(t, "spike.ist")
 	r := serve(t, a, "keeper-1", keeper.ServerOptions{})
 	c := client(t, r, "keeper-1", issued(t, a, "/spike/nexus/nexus-1", time.Hour))
+	other := client(t, r, "keeper-1", issued(t, a, "/spike/nexus/nexus-2", time.Hour)) // one identity alone would fetch too often
 	ctx := t.Context()
 	is := func(what string, err, want error) {
 		t.Helper()
@@ -139,7 +140,7 @@ func TestPlaceFetchSettle(t *testing.T) {
 	}
 	holds := func(what string, s seal.Slot, want byte) {
 		t.Helper()
-		got, err := c.Fetch(ctx, s)
+		got, err := other.Fetch(ctx, s)
 		if err != nil || !bytes.Equal(got, share(want)) {
 			t.Errorf("%s: %x, %v", what, got, err)
 		}
@@ -185,7 +186,7 @@ func TestPendingSetsAreBounded(t *testing.T) {
 	if err := errors.Join(c.Place(t.Context(), slot(1, 1, 200, 1), share(1)), c.Settle(t.Context(), slot(1, 1, 0, 0).Cluster, [16]byte{200})); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 100 {
+	for i := range 50 {
 		if err := c.Place(t.Context(), slot(1, 1, byte(i+1), 1), share(2)); err != nil {
 			t.Fatal(err)
 		}
@@ -194,7 +195,7 @@ func TestPendingSetsAreBounded(t *testing.T) {
 	if err != nil || len(slots) != 9 {
 		t.Fatalf("%d slots, %v", len(slots), err)
 	}
-	for _, s := range []seal.Slot{slot(1, 1, 200, 1), slot(1, 1, 93, 1), slot(1, 1, 100, 1)} {
+	for _, s := range []seal.Slot{slot(1, 1, 200, 1), slot(1, 1, 43, 1), slot(1, 1, 50, 1)} {
 		if _, err := c.Fetch(t.Context(), s); err != nil {
 			t.Errorf("%v: %v", s.Set[0], err)
 		}
@@ -549,29 +550,4 @@ func (l *ledger) Commit(_ context.Context, c seal.Commitment, _ uint64) error {
 	l.state.Committed, l.state.Pending, l.state.Keyring, l.state.Epochs = l.state.Pending, nil, c.Keyring, c.Epochs
 	l.state.Cluster.Incarnation = max(l.state.Cluster.Incarnation, c.Incarnation)
 	return nil
-}
-
-func BenchmarkUnsealFiveKeepers(b *testing.B) {
-	a := authority(b, "spike.ist")
-	var keepers []seal.Keeper
-	var clients []*keeper.Client
-	for _, name := range []string{"k1", "k2", "k3", "k4", "k5"} {
-		c := client(b, serve(b, a, name, keeper.ServerOptions{}), name, issued(b, a, "/spike/nexus/n", time.Hour))
-		keepers, clients = append(keepers, c), append(clients, c)
-	}
-	l := &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{1}, Incarnation: 1}}}
-	s := seal.New(seal.Config{Logger: quiet})
-	if err := s.Initialise(context.Background(), l, keepers, 5, 3); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		s.Lock()
-		for _, c := range clients {
-			c.Close() // as a restarted peer: every connection begins with a handshake
-		}
-		if _, err := s.Unseal(context.Background(), l.state, keepers); err != nil {
-			b.Fatal(err)
-		}
-	}
-	s.Lock()
 }

@@ -61,11 +61,17 @@ type ServerOptions struct {
 	Logger         *slog.Logger
 }
 
+// Version is the release, set when the binary is linked.
+var Version = "dev"
+
 // Server is a Keeper.
 type Server struct {
-	o     ServerOptions
-	vault *vault
-	log   *slog.Logger
+	o       ServerOptions
+	name    string // of its SVID; set by Serve
+	started time.Time
+	vault   *vault
+	askers  *askers
+	log     *slog.Logger
 }
 
 // NewServer makes a Keeper with no share.
@@ -76,7 +82,7 @@ func NewServer(o ServerOptions) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Server{o: o, vault: newVault(o.ClusterID), log: o.Logger}
+	return &Server{o: o, started: time.Now(), vault: newVault(o.ClusterID), askers: newAskers(time.Now), log: o.Logger}
 }
 
 // Holds lists the shares held now.
@@ -90,8 +96,9 @@ const (
 )
 
 // Serve answers on l until ctx ends, then finishes what is under way, for at most five seconds, wipes the shares
-// and returns nil. It closes l.
+// and returns nil. It closes l. The Keeper's name is the one in source's SVID.
 func (s *Server) Serve(ctx context.Context, l net.Listener, source *identity.Source) error {
+	s.name = strings.TrimPrefix(source.ID().Path(), "/spike/keeper/")
 	h := &http.Server{
 		Handler:           s,
 		TLSConfig:         source.Server(s.o.Trust.admits, "http/1.1"),
@@ -140,26 +147,37 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusUnauthorized, codeUnauthorised)
 		return
 	}
-	body, err := readAll(http.MaxBytesReader(w, r.Body, maxBody), maxBody)
-	defer locked.Wipe(body)
-	if err != nil || r.Method != http.MethodPost || r.URL.Query().Get("action") != "" {
+	route := r.URL.Path
+	if operations[route] == "" || r.Method != http.MethodPost || r.URL.Query().Get("action") != "" {
 		answerError(w, http.StatusBadRequest, codeBadRequest)
 		return
 	}
-	switch r.URL.Path {
+	if route != routeContribute && route != routeShard && !s.o.Trust.nexus(id) {
+		s.log.Warn("refused", "peer", id.String(), "route", route)
+		answerError(w, http.StatusForbidden, codeUnauthorised)
+		return
+	}
+	if ok, first := s.askers.admit(id.String(), route); !ok {
+		if first {
+			s.log.Warn("this identity asks too often; its requests are refused until it asks less", "peer", id.String(), "op", operations[route])
+		}
+		head.Set("Retry-After", "1")
+		answerError(w, http.StatusTooManyRequests, codeThrottled)
+		return
+	}
+	body, err := readAll(http.MaxBytesReader(w, r.Body, maxBody), maxBody)
+	defer locked.Wipe(body)
+	if err != nil {
+		answerError(w, http.StatusBadRequest, codeBadRequest)
+		return
+	}
+	switch route {
 	case routeContribute:
 		s.contribute(w, id, body)
 	case routeShard:
 		s.shard(w, id, body)
-	case routePlace, routeFetch, routeSettle, routeHolds:
-		if !s.o.Trust.nexus(id) {
-			s.log.Warn("refused", "peer", id.String(), "route", r.URL.Path)
-			answerError(w, http.StatusForbidden, codeUnauthorised)
-			return
-		}
-		s.native(w, r.URL.Path, id, body)
 	default:
-		answerError(w, http.StatusBadRequest, codeBadRequest)
+		s.native(w, route, id, body)
 	}
 }
 
@@ -242,9 +260,22 @@ func (s *Server) native(w http.ResponseWriter, route string, id spiffeid.ID, bod
 			failpoint.Hit(failpoint.KeeperSettleAfter)
 			s.note("settle", id, slot, err)
 		}
+	case routeProve:
+		var slot seal.Slot
+		var nonce []byte
+		if slot, nonce, err = parseSlot(body, proveFields); err == nil {
+			var proof [32]byte
+			if proof, err = s.vault.prove(slot, s.name, [32]byte(nonce)); err == nil {
+				out = proofAnswer(proof)
+			}
+		}
 	case routeHolds:
 		if err = parseEmpty(body, true); err == nil {
 			out = holdsAnswer(s.vault.slots())
+		}
+	case routeStatus:
+		if err = parseEmpty(body, true); err == nil {
+			out = statusAnswer(Status{Version, s.started, s.vault.slots(), s.askers.list()})
 		}
 	}
 	if err != nil {

@@ -140,6 +140,12 @@ func (v *vault) fetch(slot seal.Slot, use func(share []byte)) error {
 	return nil
 }
 
+// prove answers a challenge with the share, as the Keeper of that name.
+func (v *vault) prove(slot seal.Slot, keeper string, nonce [32]byte) (proof [32]byte, err error) {
+	err = v.fetch(slot, func(share []byte) { proof = seal.Proof(share, slot, keeper, nonce) })
+	return proof, err
+}
+
 func (v *vault) settle(c seal.ClusterRef, set [16]byte) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()

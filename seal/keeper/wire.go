@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/seal/internal/erase"
@@ -24,11 +25,18 @@ const (
 	routeFetch      = "/v1/keeper/fetch"
 	routeSettle     = "/v1/keeper/settle"
 	routeHolds      = "/v1/keeper/holds"
+	routeProve      = "/v1/keeper/prove"
+	routeStatus     = "/v1/keeper/status"
 )
+
+// operations names the routes for people.
+var operations = map[string]string{routeContribute: "contribute", routeShard: "shard", routePlace: "place", routeFetch: "fetch",
+	routeSettle: "settle", routeHolds: "holds", routeProve: "prove", routeStatus: "status"}
 
 const (
 	// maxBody bounds a request; the longest legal one has a few hundred bytes.
-	maxBody = 4 << 10
+	maxBody   = 4 << 10
+	nonceSize = 32
 	// maxDepth bounds nesting; the deepest legal request has an array in an object.
 	maxDepth = 4
 )
@@ -41,7 +49,10 @@ const (
 	codeOtherSet     = "keeper_other_set"
 	codeForeign      = "keeper_foreign_cluster"
 	codeStale        = "keeper_stale"
+	codeThrottled    = "keeper_too_many_requests"
 )
+
+var errBadAnswer = errors.New("keeper: the answer is not what this version expects") // the cause could quote a share
 
 var errBadRequest = errors.New("keeper: bad request") // says nothing of the content: it may be a share
 
@@ -52,6 +63,7 @@ type slotWire struct {
 	Set         []byte `json:"set"`
 	Index       int    `json:"index,omitempty"`
 	Share       []byte `json:"share,omitempty"`
+	Nonce       []byte `json:"nonce,omitempty"`
 	Current     bool   `json:"current,omitempty"`
 }
 
@@ -75,15 +87,17 @@ var (
 	placeFields  = []string{"cluster", "incarnation", "set", "index", "share"}
 	fetchFields  = placeFields[:4]
 	settleFields = placeFields[:3]
+	proveFields  = []string{"cluster", "incarnation", "set", "index", "nonce"}
 )
 
-// parseSlot reads one of our requests, strictly. The share, if there is one, belongs to the caller, who wipes it.
-func parseSlot(body []byte, fields []string) (slot seal.Slot, share []byte, err error) {
-	erase.Do(func() { slot, share, err = parseSlotWithin(body, fields) })
-	return slot, share, err
+// parseSlot reads one of our requests, strictly. What comes with the slot, a share or a nonce, belongs to the caller,
+// who wipes it.
+func parseSlot(body []byte, fields []string) (slot seal.Slot, payload []byte, err error) {
+	erase.Do(func() { slot, payload, err = parseSlotWithin(body, fields) })
+	return slot, payload, err
 }
 
-func parseSlotWithin(body []byte, fields []string) (slot seal.Slot, share []byte, err error) {
+func parseSlotWithin(body []byte, fields []string) (slot seal.Slot, payload []byte, err error) {
 	keys, err := inspect(body)
 	if err != nil {
 		return slot, nil, err
@@ -101,14 +115,20 @@ func parseSlotWithin(body []byte, fields []string) (slot seal.Slot, share []byte
 	if slices.Contains(fields, "index") && slot.Index == 0 {
 		err = errBadRequest
 	}
-	if slices.Contains(fields, "share") && !validShare(w.Share) {
+	payload = w.Share
+	switch {
+	case slices.Contains(fields, "share") && !validShare(w.Share):
 		err = errBadRequest
+	case slices.Contains(fields, "nonce"):
+		if payload = w.Nonce; len(w.Nonce) != nonceSize {
+			err = errBadRequest
+		}
 	}
 	if err != nil {
 		locked.Wipe(w.Share)
 		return seal.Slot{}, nil, err
 	}
-	return slot, w.Share, nil
+	return slot, payload, nil
 }
 
 // parseEmpty accepts an object; on our routes without any field.
@@ -234,14 +254,83 @@ func fetchAnswer(b []byte, share []byte) []byte {
 
 // holdsAnswer lists slots; it holds no share.
 func holdsAnswer(slots []HeldSlot) []byte {
+	return mustJSON(map[string][]slotWire{"slots": wireSlots(slots)})
+}
+
+func wireSlots(slots []HeldSlot) []slotWire {
 	list := make([]slotWire, len(slots))
 	for i, h := range slots {
 		list[i] = wireSlot(h.Slot)
 		list[i].Current = h.Current
 	}
-	b, err := json.Marshal(map[string][]slotWire{"slots": list})
+	return list
+}
+
+func heldSlots(list []slotWire) ([]HeldSlot, error) {
+	slots := make([]HeldSlot, len(list))
+	for i, w := range list {
+		slot, err := w.slot()
+		if err != nil {
+			return nil, err
+		}
+		slots[i] = HeldSlot{Slot: slot, Current: w.Current}
+	}
+	return slots, nil
+}
+
+// Status is what a Keeper tells Nexus peers of itself.
+type Status struct {
+	Version string
+	Started time.Time
+	Slots   []HeldSlot
+	Askers  []Asking // who asked lately, the newest first; bounded
+}
+
+type statusWire struct {
+	Version string     `json:"version"`
+	Started time.Time  `json:"started"`
+	Slots   []slotWire `json:"slots"`
+	Askers  []Asking   `json:"askers"`
+}
+
+func statusAnswer(s Status) []byte {
+	return mustJSON(statusWire{s.Version, s.Started, wireSlots(s.Slots), s.Askers})
+}
+
+// parseStatus reads a status, which a Keeper of a later release may say more in. A Keeper may lie: what it says is
+// bounded and shown, and nothing is decided by it.
+func parseStatus(b []byte) (Status, error) {
+	var w statusWire
+	if err := json.Unmarshal(b, &w); err != nil || len(w.Slots) > maxSlots || len(w.Askers) > maxAskers || len(w.Version) > 100 {
+		return Status{}, errBadAnswer
+	}
+	slots, err := heldSlots(w.Slots)
 	if err != nil {
-		panic("keeper: a list of slots always has a JSON form: " + err.Error())
+		return Status{}, errBadAnswer
+	}
+	return Status{w.Version, w.Started, slots, w.Askers}, nil
+}
+
+// maxSlots bounds the slots in an answer: one current, and those that are pending.
+const maxSlots = 1 + maxPending
+
+// proofAnswer carries the answer to a challenge.
+func proofAnswer(proof [32]byte) []byte { return mustJSON(map[string][]byte{"proof": proof[:]}) }
+
+func parseProof(b []byte) (proof [32]byte, err error) {
+	var w struct {
+		Proof []byte `json:"proof"`
+	}
+	if err := json.Unmarshal(b, &w); err != nil || len(w.Proof) != len(proof) {
+		return proof, errBadAnswer
+	}
+	return [32]byte(w.Proof), nil
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("keeper: an answer always has a JSON form: " + err.Error())
 	}
 	return b
 }
@@ -288,6 +377,8 @@ func fromCode(status int, code string) error {
 		return seal.ErrForeignSet
 	case codeStale:
 		return seal.ErrStale
+	case codeThrottled:
+		return seal.ErrThrottled
 	case codeUnauthorised:
 		return errors.New("keeper: the Keeper does not admit this identity here; check its trust domains, and that this is a Nexus peer")
 	}
