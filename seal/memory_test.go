@@ -225,7 +225,13 @@ func (k pipedKeeper) Fetch(_ context.Context, s seal.Slot) ([]byte, error) {
 }
 
 func (pipedKeeper) Settle(context.Context, seal.ClusterRef, [16]byte) error { return nil }
-func (pipedKeeper) Holds(context.Context) ([]seal.Slot, error)              { return nil, nil }
+
+// Prove answers wrongly: what matters is the process that asks.
+func (pipedKeeper) Prove(context.Context, seal.Slot, [32]byte) ([32]byte, error) {
+	return [32]byte{}, nil
+}
+
+func (pipedKeeper) Holds(context.Context) ([]seal.Slot, error) { return nil, nil }
 
 // forgetfulKeeper has lost its share at first.
 type forgetfulKeeper struct {
@@ -236,6 +242,13 @@ type forgetfulKeeper struct {
 func (k *forgetfulKeeper) Place(ctx context.Context, s seal.Slot, share []byte) error {
 	k.has = true
 	return k.pipedKeeper.Place(ctx, s, share)
+}
+
+func (k *forgetfulKeeper) Prove(ctx context.Context, s seal.Slot, nonce [32]byte) ([32]byte, error) {
+	if !k.has {
+		return [32]byte{}, seal.ErrNoShare
+	}
+	return k.pipedKeeper.Prove(ctx, s, nonce)
 }
 
 func (k *forgetfulKeeper) Fetch(ctx context.Context, s seal.Slot) ([]byte, error) {
@@ -268,7 +281,7 @@ func child(how string) error {
 			return err
 		},
 		func() error { _, err := s.Inspect(ctx, l.now(), ks); return err },
-		func() error { return recover(s, l) },
+		func() error { return restore(s, l) },
 		func() error { return use(s, &out) },
 		func() error { return rotate(s, l) },
 		func() error {
@@ -307,8 +320,8 @@ func child(how string) error {
 	return nil
 }
 
-// recover unseals with exported shares.
-func recover(s *seal.Seal, l *ledger) error {
+// restore unseals with exported shares.
+func restore(s *seal.Seal, l *ledger) error {
 	shares, err := s.Recovery(l.now())
 	if err != nil {
 		return err

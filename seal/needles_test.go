@@ -33,6 +33,9 @@ func Needles(t testing.TB, st State, shares map[int][]byte, processes [][process
 		add(name, b)
 	}
 	derived := func(name string, key []byte, info string, size int) { salted(name, key, nil, info, size) }
+	for i, share := range shares {
+		derived(fmt.Sprintf("proof key %d", i), share, label(useProof), keySize)
+	}
 	root, err := join(points)
 	must(err)
 	defer root.Destroy()
