@@ -206,6 +206,8 @@ func (s *Server) admit(r *http.Request) (leave func(), ok bool) {
 		a = s.operators
 	case r.URL.EscapedPath() == client.RouteSecretWatch:
 		a = s.watches.admission
+	case isStream(r):
+		a = s.streams
 	}
 	if ok = a.enter(r.Context(), who); !ok {
 		a.refused.Add(1)

@@ -65,6 +65,14 @@ func (l Line) Lines() (callers, turns int) {
 // SetWatchLimits replaces the bounds on watches, before Serve.
 func (s *Server) SetWatchLimits(all, each int) { s.watches = newWatches(limits{all: all, each: each}) }
 
+// SetStreamDefaults replaces the bounds on streams, how long a client may take for a
+// chunk, and for any other request, at servers made until undo is called.
+func SetStreamDefaults(all, each int, patience, others time.Duration) (undo func()) {
+	l, p, r, w := streamLimits, streamPatience, readTimeout, writeTimeout
+	streamLimits, streamPatience, readTimeout, writeTimeout = limits{all: all, each: each}, patience, others, others
+	return func() { streamLimits, streamPatience, readTimeout, writeTimeout = l, p, r, w }
+}
+
 // SetTimeouts replaces the server's patience, before Serve.
 func (s *Server) SetTimeouts(header, read, write, idle time.Duration) {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.WriteTimeout, s.http.IdleTimeout = header, read, write, idle

@@ -201,6 +201,7 @@ func send(w http.ResponseWriter, status int, v any) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store, no-cache, must-revalidate, private")
 	h.Set("Pragma", "no-cache")
 	h.Set("Expires", "0")

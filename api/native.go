@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/hex"
+	"io"
 	"net/http"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -80,6 +81,23 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	routes[client.RouteSettingsPut] = post(s, func(ctx context.Context, r store.Request, q client.SettingsRequest) (client.Settings, error) {
 		settings, err := st.PutSettings(ctx, r, store.SettingsChange(q))
 		return settingsAnswer(settings), err
+	})
+	routes[client.RouteCipherEncrypt] = s.transfer(func(ctx context.Context, r store.Request, dst io.Writer, src io.Reader) error {
+		w, err := st.EncryptStream(ctx, r, dst)
+		if err != nil {
+			return err
+		}
+		if err := pump(w, src); err != nil {
+			return err
+		}
+		return w.Close()
+	})
+	routes[client.RouteCipherDecrypt] = s.transfer(func(ctx context.Context, r store.Request, dst io.Writer, src io.Reader) error {
+		opened, err := st.DecryptStream(ctx, r, src)
+		if err != nil {
+			return err
+		}
+		return pump(dst, opened)
 	})
 	routes[client.RouteInit] = post(s, func(ctx context.Context, r store.Request, q client.InitRequest) (struct{}, error) {
 		return struct{}{}, st.Initialise(ctx, r, q.Shares, q.Threshold)

@@ -47,6 +47,8 @@ type Server struct {
 	http                *http.Server
 	requests, operators *admission
 	watches             *watches
+	streams             *admission
+	streamPatience      time.Duration
 	figures             figures
 }
 
@@ -55,15 +57,15 @@ func New(cfg Config) *Server {
 	if cfg.BodyLimit <= 0 {
 		cfg.BodyLimit = DefaultBodyLimit
 	}
-	s := &Server{cfg: cfg, requests: newAdmission(requestLimits), operators: newAdmission(operatorLimits), watches: newWatches(watchLimits)}
+	s := &Server{cfg: cfg, requests: newAdmission(requestLimits), operators: newAdmission(operatorLimits), watches: newWatches(watchLimits), streams: newAdmission(streamLimits), streamPatience: streamPatience}
 	s.http = &http.Server{
 		Handler: s.Handler(),
 		// "OPTIONS *" comes to the handler as well, which asks who it is first.
 		DisableGeneralOptionsHandler: true,
 		// A client that sends or reads slowly holds a connection, not the server.
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      60 * time.Second,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
@@ -74,6 +76,10 @@ func New(cfg Config) *Server {
 	}
 	return s
 }
+
+// What a client may take to send a request and to take the answer; streams have
+// bounds of their own.
+var readTimeout, writeTimeout = 30 * time.Second, 60 * time.Second
 
 // idleTimeout is how long a connection may wait for its next request.
 const idleTimeout = 2 * time.Minute

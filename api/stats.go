@@ -22,6 +22,7 @@ const (
 	routeWrite
 	routeWatch
 	routePolicy
+	routeCipher
 	routeSys
 	routeHealth
 	routeWireRead
@@ -32,12 +33,13 @@ const (
 	routes // how many
 )
 
-var routeNames = [routes]string{"other", "native_read", "native_write", "native_watch", "native_policy", "native_sys", "native_health",
+var routeNames = [routes]string{"other", "native_read", "native_write", "native_watch", "native_policy", "native_cipher", "native_sys", "native_health",
 	"spike_read", "spike_write", "spike_policy", "spike_cipher", "spike_operator"}
 
 var nativeRoutes = map[string]route{
 	client.RouteSecretGet: routeRead, client.RouteSecretList: routeRead, client.RouteSecretMetadata: routeRead,
 	client.RouteSecretWatch: routeWatch, client.RouteHealth: routeHealth,
+	client.RouteCipherEncrypt: routeCipher, client.RouteCipherDecrypt: routeCipher,
 }
 
 // routeOf tells what r is counted as; native that it is a native route, by its
@@ -192,7 +194,7 @@ func (s *Server) Stats() (stats Stats) {
 	for _, l := range []struct {
 		name string
 		of   *admission
-	}{{"requests", s.requests}, {"operators", s.operators}, {"watches", s.watches.admission}} {
+	}{{"requests", s.requests}, {"operators", s.operators}, {"watches", s.watches.admission}, {"streams", s.streams}} {
 		running, waiting := l.of.load()
 		stats.Lanes = append(stats.Lanes, LaneStats{l.name, running, waiting, l.of.refused.Load()})
 	}

@@ -159,10 +159,12 @@ func (k keys) EncryptWire(plaintext []byte) ([]byte, []byte, error) {
 func (k keys) DecryptWire(nonce, ciphertext []byte) ([]byte, error) {
 	plain, err := k.Seal.DecryptWire(nonce, ciphertext)
 	if errors.Is(err, seal.ErrOpen) || errors.Is(err, seal.ErrTooLarge) {
-		return nil, &secret.Error{Code: secret.CodeUndecrypted, Message: "the ciphertext does not open here"}
+		return nil, errUnopened
 	}
 	return plain, keyError(err)
 }
+
+var errUnopened = &secret.Error{Code: secret.CodeUndecrypted, Message: "the ciphertext does not open here"}
 
 func keyError(err error) error {
 	switch {

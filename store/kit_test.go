@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -285,6 +286,22 @@ func (k *fakeKeys) EncryptWire(plaintext []byte) ([]byte, []byte, error) {
 }
 
 func (k *fakeKeys) DecryptWire(_, ciphertext []byte) ([]byte, error) { return ciphertext, k.check() }
+
+func (k *fakeKeys) EncryptStream(dst io.Writer) (io.WriteCloser, error) {
+	return fakeStream{Writer: dst, k: k}, k.check()
+}
+
+func (k *fakeKeys) DecryptStream(src io.Reader) (io.Reader, error) {
+	return fakeStream{Reader: src, k: k}, k.check()
+}
+
+type fakeStream struct {
+	io.Writer
+	io.Reader
+	k *fakeKeys
+}
+
+func (s fakeStream) Close() error { return s.k.check() }
 
 // fakeAudit keeps the records; fail makes it refuse.
 type fakeAudit struct {

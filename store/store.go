@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,10 @@ type Keys interface {
 	Fingerprint(parts ...[]byte) ([]byte, error) // keyed, at most 32 bytes
 	EncryptWire(plaintext []byte) (nonce, ciphertext []byte, err error)
 	DecryptWire(nonce, ciphertext []byte) ([]byte, error) // CodeUndecrypted when it does not open
+	// Streams of any length. Errors of dst and src are passed on; those of ours,
+	// CodeSealed and CodeUndecrypted, may come at any time.
+	EncryptStream(dst io.Writer) (io.WriteCloser, error)
+	DecryptStream(src io.Reader) (io.Reader, error)
 }
 
 // Kind names what a ciphertext or a token is of.

@@ -111,6 +111,8 @@ func New(cfg Config) (*Client, error) {
 			TLSHandshakeTimeout: 5 * time.Second,
 			MaxIdleConnsPerHost: 64,
 			IdleConnTimeout:     time.Minute,
+			// Of streams, which end the wait themselves.
+			ExpectContinueTimeout: 2 * cfg.Attempt,
 		},
 		// A peer never redirects; whoever does is not to be followed.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -61,6 +61,8 @@ const (
 	RoutePolicyGet      = "/v1/policies/get"
 	RoutePolicyDelete   = "/v1/policies/delete"
 	RoutePolicyList     = "/v1/policies/list"
+	RouteCipherEncrypt  = "/v1/cipher/stream/encrypt" // bytes in, bytes out, of any length
+	RouteCipherDecrypt  = "/v1/cipher/stream/decrypt"
 	RouteInit           = "/v1/sys/init"
 	RouteSettings       = "/v1/sys/settings" // GET
 	RouteSettingsPut    = "/v1/sys/settings/put"
