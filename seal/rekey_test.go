@@ -201,6 +201,23 @@ func unseals(t *testing.T, w *world, opens func(*seal.Seal) error) {
 	}
 }
 
+// A rotation that comes just before the set is begun is in the keyring that is committed.
+func TestRekeyTakesTheNewestKeyring(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3, 2)
+	other := w.peer(t)
+	w.beforeBegin = func() error {
+		w.beforeBegin = nil
+		return other.Rotate(t.Context(), w.ledger, []seal.Purpose{seal.Data})
+	}
+	if err := w.first.Rekey(t.Context(), w.ledger, rekeying(1, w.keepers, 3, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if got := statuses(t, w.first, w.now(), seal.Data); len(got) != 2 {
+		t.Fatal("a rotation was lost: ", got)
+	}
+}
+
 // Of two rekeys at once exactly one is made, however they interleave, or one after the other.
 func TestTwoRekeysAtOnce(t *testing.T) {
 	t.Parallel()

@@ -44,7 +44,8 @@ type Child struct {
 	Name, Address string // for people: what it is called, and where it answers
 	Binary        string
 	Args          []string
-	LogFile       string // both outputs are appended to it
+	Env           []string // besides this process's own, from which all that begins with SPIKE_ is left out
+	LogFile       string   // both outputs are appended to it
 	Spawner       *Spawner
 	Changed       func()                     // after each start and end; nil: nobody asks
 	Died          func(c *Child, how string) // when it ended and nobody had asked; nil: nobody asks
@@ -104,7 +105,7 @@ func (c *Child) launch() (*exec.Cmd, error) {
 	defer log.Close() // the child has its own
 	cmd := exec.Command(c.Binary, c.Args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = CleanEnvironment()
+	cmd.Env = append(CleanEnvironment(), c.Env...)
 	cmd.SysProcAttr = attributes()
 	if err := c.Spawner.start(cmd); err != nil {
 		return nil, fmt.Errorf("%s cannot be started: %w", c.Name, err)

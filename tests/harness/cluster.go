@@ -25,6 +25,7 @@ import (
 	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/identity"
 	"github.com/spike-ha/spike-ha/identity/devca"
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/internal/process"
 	"github.com/spike-ha/spike-ha/secret"
 )
@@ -50,6 +51,9 @@ type Options struct {
 	TTL time.Duration
 	// Args are given to every nexus besides.
 	Args []string
+	// Failpoints has every process look for the step to die at in a file, which Arm
+	// writes. The programs are built with the tag failpoints then.
+	Failpoints bool
 }
 
 // Cluster is a running cluster. Its methods may be called from any goroutine.
@@ -167,8 +171,25 @@ func (c *Cluster) child(program, name, address string, args ...string) (*process
 	if err != nil {
 		return nil, err
 	}
-	return &process.Child{Name: name, Address: address, Binary: filepath.Join(c.binaries(name), program), Args: append(args, socket),
-		LogFile: c.path("logs", name+".log"), Spawner: c.spawner}, nil
+	child := &process.Child{Name: name, Address: address, Binary: filepath.Join(c.binaries(name), program), Args: append(args, socket),
+		LogFile: c.path("logs", name+".log"), Spawner: c.spawner}
+	if c.o.Failpoints {
+		child.Env = []string{"SPIKE_FAILPOINT=@" + c.path("data", name+".failpoint")}
+	}
+	return child, nil
+}
+
+// Arm has a process kill itself when it reaches a step next, and live when it is
+// started again; "" has it live on. It needs Options.Failpoints.
+func (c *Cluster) Arm(p *process.Child, step failpoint.Name) error {
+	file := c.path("data", p.Name+".failpoint")
+	if step == "" {
+		return os.RemoveAll(file)
+	}
+	if err := os.WriteFile(file+".new", []byte(step), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file) // whole at once
 }
 
 func (c *Cluster) binaries(name string) string {
