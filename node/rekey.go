@@ -174,21 +174,29 @@ func (n *Node) behind() (list []string) {
 
 // rotateInherited rotates what a rekey has left: keys that holders of old shares
 // and an old disk may have. It waits until every peer that serves uses the new
-// root key, so that none is sealed by it; since is when it began to.
+// root key, so that none is sealed by it, but not for ever; since is when it began to.
 func (n *Node) rotateInherited(since *time.Time) error {
 	state := n.machine.View().Seal()
 	set, ok := n.seal.ShareSetInUse()
-	if !n.seal.Inherited() || !ok || !bytes.Equal(set[:], state.Committed.GetId()) || state.Pending != nil {
+	behind := ok && !bytes.Equal(set[:], state.GetCommitted().GetId())
+	if !ok || !behind && !n.seal.Inherited() || state.Pending != nil {
 		*since = time.Time{}
 		return nil
 	}
 	if since.IsZero() {
 		*since = n.now()
 	}
-	if late := n.behind(); len(late) > 0 {
-		if n.now().Sub(*since) < inheritFor {
-			return nil
-		}
+	late := n.behind()
+	switch waited := n.now().Sub(*since); {
+	case (behind || len(late) > 0) && waited < inheritFor:
+		return nil
+	case behind: // a leader without keys is succeeded by one with
+		n.log.Warn("this leader has not got the new root key in time; it is sealed until it does, so that another can rotate the keys of before")
+		n.seal.Lock()
+		n.store.Close()
+		n.poke()
+		return nil
+	case len(late) > 0:
 		n.log.Warn("some peers have not got the new root key in time; they are sealed until they do", "peers", late)
 	}
 	ctx, cancel := n.step()

@@ -171,6 +171,7 @@ type gate struct {
 
 	mu    sync.Mutex // guards what follows
 	cut   bool
+	held  chan struct{} // not nil: connections go on when it is closed
 	conns []net.Conn
 }
 
@@ -184,19 +185,56 @@ func newGate(t *testing.T, to string) *gate {
 				return
 			}
 			g.mu.Lock()
-			cut := g.cut
+			cut, held := g.cut, g.held
 			g.conns = append(g.conns, in)
 			g.mu.Unlock()
-			out, err := net.Dial("tcp", g.to)
-			if cut || err != nil {
-				in.Close()
-				continue
-			}
-			go func() { io.Copy(out, in); out.Close() }()
-			go func() { io.Copy(in, out); in.Close() }()
+			go func() {
+				defer in.Close()
+				if held != nil {
+					<-held
+				}
+				out, err := net.Dial("tcp", g.to)
+				if cut || err != nil {
+					return
+				}
+				go func() { io.Copy(out, in); out.Close() }()
+				io.Copy(in, out)
+			}()
 		}
 	}()
 	return g
+}
+
+// hold has every connection wait until it is released.
+func (g *gate) hold() (release func()) {
+	g.close(true)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held := make(chan struct{})
+	g.cut, g.held = false, held
+	return sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.held = nil
+		close(held)
+	})
+}
+
+// gated has one peer reach its Keepers through gates.
+func gated(t *testing.T, peer int, gates *[]*gate) func(int, *node.Config) {
+	return func(i int, cfg *node.Config) {
+		if i != peer {
+			return
+		}
+		var list []string
+		for _, k := range strings.Split(cfg.Keepers, ",") {
+			name, url, _ := strings.Cut(k, "=")
+			g := newGate(t, strings.TrimPrefix(url, "https://"))
+			*gates = append(*gates, g)
+			list = append(list, name+"=https://"+g.Addr().String())
+		}
+		cfg.Keepers = strings.Join(list, ",")
+	}
 }
 
 func (g *gate) close(cut bool) {
@@ -215,19 +253,7 @@ func (g *gate) close(cut bool) {
 func TestRekeyWithoutKeepersForOnePeer(t *testing.T) {
 	t.Parallel()
 	var gates []*gate
-	c := nodetest.New(t, nodetest.Options{Configure: func(i int, cfg *node.Config) {
-		if i != 2 {
-			return
-		}
-		var list []string
-		for _, k := range strings.Split(cfg.Keepers, ",") {
-			name, url, _ := strings.Cut(k, "=")
-			g := newGate(t, strings.TrimPrefix(url, "https://"))
-			gates = append(gates, g)
-			list = append(list, name+"=https://"+g.Addr().String())
-		}
-		cfg.Keepers = strings.Join(list, ",")
-	}})
+	c := nodetest.New(t, nodetest.Options{Configure: gated(t, 2, &gates)})
 	c.Bootstrap()
 	c.Ready()
 	su := c.Client(nodetest.Role("superuser"), 0, 1)
@@ -292,6 +318,67 @@ func TestRekeyWithoutKeepersForOnePeer(t *testing.T) {
 		return nil
 	})
 	cut(false)
+	settled(t, c, su)
+}
+
+// An operator seals while a rekey goes on: it comes to nothing, whatever it had
+// done by then. Rotations wait for it, and a cancellation ends it, too.
+func TestRekeyInterrupted(t *testing.T) {
+	t.Parallel()
+	var gates []*gate
+	c := nodetest.New(t, nodetest.Options{Configure: gated(t, 2, &gates)})
+	c.Bootstrap()
+	c.Ready()
+	su, slow := c.Client(nodetest.Role("superuser"), 0, 1), c.Client(nodetest.Role("superuser"), 2)
+	levelled(t, su)
+	before, err := su.Keys(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, interrupt := range []struct {
+		reason string
+		by     func() error
+	}{
+		{"superseded", func() error { _, err := su.CancelRekey(ctx); return err }},
+		{"sealed_by_operator", func() error { return su.Seal(ctx, "") }},
+	} {
+		release := gates[1].hold() // it has placed all shares but one
+		defer release()
+		outcome := make(chan error, 1)
+		go func() { outcome <- slow.Rekey(ctx, client.RekeyRequest{}) }()
+		nodetest.Eventually(t, "a rekey under way", func() error {
+			keys, err := su.Keys(ctx)
+			if err == nil && keys.Pending == nil {
+				err = errors.New("none is pending")
+			}
+			return err
+		})
+		var e *secret.Error
+		if err := su.RotateKeys(ctx); !errors.As(err, &e) || e.Reason != "share_set_pending" {
+			t.Error("a rotation during a rekey: ", err)
+		}
+		if err := interrupt.by(); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		if err := <-outcome; !errors.As(err, &e) || e.Reason != interrupt.reason {
+			t.Errorf("%s: %v", interrupt.reason, err)
+		}
+		if err := su.Unseal(ctx, ""); err != nil {
+			t.Fatal(err)
+		}
+		c.Ready()
+		nodetest.Eventually(t, "nothing has changed", func() error {
+			keys, err := su.Keys(ctx)
+			if err == nil && (keys.Pending != nil || keys.Inherited || keys.ShareSet.ID != before.ShareSet.ID) {
+				t.Fatalf("%+v", keys)
+			}
+			return err
+		})
+	}
+	if err := slow.Rekey(ctx, client.RekeyRequest{}); err != nil {
+		t.Fatal(err)
+	}
 	settled(t, c, su)
 }
 
