@@ -286,7 +286,7 @@ func TestRekeyRefuses(t *testing.T) {
 
 	// A seal at any time before the commit.
 	operate := func() error { w.state.Generation++; return nil }
-	for name, hook := range map[string]*func() error{"before begin": &w.beforeBegin, "before commit": &w.beforeCommit} {
+	for name, hook := range map[string]*func() error{"before begin": &w.beforeBegin, "after begin": &w.afterBegin, "before commit": &w.beforeCommit} {
 		*hook = operate
 		refused("an operator seals "+name, seal.ErrOperatorSealed, strict, rekeying(1, ks, 3, 2))
 		*hook = nil
