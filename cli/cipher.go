@@ -16,6 +16,7 @@ import (
 // The framing of SPIKE's cipher streams, which files have too.
 const (
 	cipherVersion  = 1
+	streamVersion  = 2 // the first byte of what --stream gives
 	cipherNonce    = 12
 	maxCipherInput = 65536
 )
@@ -23,9 +24,10 @@ const (
 func cipherCommand() *cli.Command {
 	file := &cli.StringFlag{Name: "file", Usage: "read `FILE` instead of standard input"}
 	out := &cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write `FILE` (mode 0600) instead of standard output"}
+	stream := &cli.BoolFlag{Name: "stream", Usage: "any length, piece by piece: bytes in, bytes out"}
 	return &cli.Command{Name: "cipher", Usage: "encrypt and decrypt without storing", Subcommands: []*cli.Command{
-		{Name: "encrypt", Usage: "encrypt up to 64 KiB under the cluster's cipher key", Flags: []cli.Flag{file, out}, Action: with(encrypt)},
-		{Name: "decrypt", Usage: "decrypt what encrypt gave", Flags: []cli.Flag{file, out}, Action: with(decrypt)},
+		{Name: "encrypt", Usage: "encrypt under the cluster's cipher key: up to 64 KiB, or any length with --stream", Flags: []cli.Flag{file, out, stream}, Action: eitherCipher(encrypt, (*client.Client).EncryptStream)},
+		{Name: "decrypt", Usage: "decrypt what encrypt gave", Flags: []cli.Flag{file, out, stream}, Action: eitherCipher(decrypt, (*client.Client).DecryptStream)},
 	}}
 }
 
@@ -65,6 +67,9 @@ func decrypt(c *cli.Context, dial dialer) error {
 	if decoded, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(input))); err == nil {
 		framed = decoded
 	}
+	if len(framed) > 0 && framed[0] == streamVersion {
+		return usage("the input is a stream: add --stream")
+	}
 	if len(framed) < 1+cipherNonce || framed[0] != cipherVersion {
 		return usage("the input is not what 'spikectl cipher encrypt' gives")
 	}
@@ -102,7 +107,7 @@ func cipherInput(c *cli.Context, limit int64) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(in, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		err = usage("the input is larger than what is encrypted in one piece, 64 KiB")
+		err = usage("the input is larger than what is encrypted in one piece, 64 KiB: add --stream")
 	}
 	return b, err
 }
