@@ -466,3 +466,73 @@ func TestRekeyRefusals(t *testing.T) {
 	}
 	c.Ready()
 }
+
+// A cluster that was recovered from one peer moves its keys to its incarnation
+// with a rekey. Peers of before, which may be a majority of before, then get
+// nothing from the Keepers.
+func TestRekeyAfterRecovery(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	su := c.Client(nodetest.Role("superuser"))
+	levelled(t, su)
+	if _, err := su.Put(ctx, "kept", map[string]string{"v": "1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	status, err := su.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leader := c.Leader()
+	address := ""
+	for _, p := range status.Peers {
+		if p.ID == fmt.Sprintf("nexus-%d", leader+1) {
+			address = p.Address
+		}
+	}
+	for i := range 3 {
+		c.Stop(i)
+	}
+	if _, _, err := node.Recover(ctx, node.Recovery{DataDir: c.DataDir(leader), Address: address, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(leader)
+	c.Ready()
+	alone := c.Client(nodetest.Role("superuser"), leader)
+	if err := alone.Rekey(ctx, client.RekeyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, c, alone)
+	// It starts from the new shares, for its new incarnation.
+	c.Stop(leader)
+	c.Start(leader)
+	c.Ready()
+	if got, _, err := alone.Get(ctx, "kept", 0); err != nil || got["v"] != "1" {
+		t.Fatal(got, err)
+	}
+	c.Stop(leader)
+	before := []int{(leader + 1) % 3, (leader + 2) % 3}
+	for _, i := range before {
+		c.Start(i)
+	}
+	old := c.Client(nodetest.Role("superuser"), before...)
+	nodetest.Eventually(t, "the Keepers refuse the peers of before", func() error {
+		status, err := old.Status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, k := range status.Keepers {
+			if k.Health != "stale" {
+				return fmt.Errorf("%+v", k)
+			}
+		}
+		for _, p := range status.Peers {
+			if p.Reachable && (!p.Sealed || !strings.Contains(p.Reason, "incarnation")) {
+				return fmt.Errorf("%s: sealed %v, %s", p.ID, p.Sealed, p.Reason)
+			}
+		}
+		if len(status.Keepers) == 0 {
+			return errors.New("no Keeper was asked")
+		}
+		return nil
+	})
+}
