@@ -69,6 +69,20 @@ func BenchmarkHundredThousandSecrets(b *testing.B) {
 // memory reads a figure of a process of the cluster, in MiB.
 func memory(b *testing.B, c *cluster, name, figure string) float64 {
 	b.Helper()
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.pid(name)))
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, figure+":"); ok {
+			kib, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			return kib / 1024
+		}
+	}
+	b.Fatalf("the system does not tell %s", figure)
+	return 0
+}
+
+// pid finds a peer's process.
+func (c *cluster) pid(name string) int {
+	c.t.Helper()
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, cmdline := range all {
 		raw, _ := os.ReadFile(cmdline)
@@ -76,15 +90,12 @@ func memory(b *testing.B, c *cluster, name, figure string) float64 {
 		if len(args) < 3 || filepath.Base(args[0]) != "nexus" || args[2] != name || !strings.Contains(string(raw), c.dir) {
 			continue
 		}
-		text, _ := os.ReadFile(filepath.Join(filepath.Dir(cmdline), "status"))
-		for line := range strings.Lines(string(text)) {
-			if rest, ok := strings.CutPrefix(line, figure+":"); ok {
-				kib, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-				return kib / 1024
-			}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(cmdline)))
+		if err == nil {
+			return pid
 		}
 	}
-	b.Fatal("the process was not found")
+	c.t.Fatalf("no process of %s", name)
 	return 0
 }
 
@@ -305,3 +316,84 @@ func BenchmarkReadAfterWriteElsewhere(b *testing.B) {
 	b.ReportMetric(times[len(times)/2], "ms-p50")
 	b.ReportMetric(times[len(times)*99/100], "ms-p99")
 }
+
+// BenchmarkStream encrypts and decrypts 1 GiB through a peer, and reports how fast that is, against bare mutual TLS that
+// echoes in the same run, and how much the peer's memory grew at most.
+func BenchmarkStream(b *testing.B) {
+	const size = 1 << 30
+	c := up(b)
+	cl := c.client(superuser, 0)
+	rate := func(b *testing.B, do func() (io.ReadCloser, error), want func(int64) bool) float64 {
+		b.Helper()
+		begin := time.Now()
+		answer, err := do()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer answer.Close()
+		n, err := io.Copy(io.Discard, answer)
+		if err != nil || !want(n) {
+			b.Fatal(n, err)
+		}
+		return float64(size) / (1 << 20) / time.Since(begin).Seconds()
+	}
+	anyone := func(spiffeid.ID) error { return nil }
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	server := &http.Server{TLSConfig: c.source("bench/server").Server(anyone, "http/1.1"), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		io.CopyBuffer(struct{ io.Writer }{w}, r.Body, make([]byte, 64<<10))
+	})}
+	go server.ServeTLS(listener, "", "")
+	defer server.Close()
+	web := &http.Client{Transport: &http.Transport{TLSClientConfig: c.source("bench/client").Client(anyone)}}
+	var floor float64
+	b.Run("floor=bareTLS", func(b *testing.B) {
+		for range b.N {
+			floor = rate(b, func() (io.ReadCloser, error) {
+				response, err := web.Post("https://"+listener.Addr().String(), "application/octet-stream", io.LimitReader(zeros{}, size))
+				if err != nil {
+					return nil, err
+				}
+				return response.Body, nil
+			}, func(n int64) bool { return n == size })
+			b.ReportMetric(floor, "MiB/s")
+		}
+	})
+	for _, via := range []struct {
+		name string
+		do   func() (io.ReadCloser, error)
+		want func(int64) bool
+	}{
+		{"encrypt", func() (io.ReadCloser, error) { return cl.EncryptStream(ctx, io.LimitReader(zeros{}, size)) }, func(n int64) bool { return n > size }},
+		{"both", func() (io.ReadCloser, error) {
+			sealed, err := cl.EncryptStream(ctx, io.LimitReader(zeros{}, size))
+			if err != nil {
+				return nil, err
+			}
+			return cl.DecryptStream(ctx, sealed)
+		}, func(n int64) bool { return n == size }},
+	} {
+		b.Run(via.name, func(b *testing.B) {
+			for range b.N {
+				name := peerName(0)
+				os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", c.pid(name)), []byte("5"), 0) // forgets the highest so far
+				before := memory(b, c, name, "VmRSS")
+				got := rate(b, via.do, via.want)
+				b.ReportMetric(got, "MiB/s")
+				b.ReportMetric(got/floor, "of-floor")
+				grown := memory(b, c, name, "VmHWM") - before
+				b.ReportMetric(grown, "MiB-grown")
+				if grown > 64 {
+					b.Errorf("the peer's memory grew by %.0f MiB", grown)
+				}
+			}
+		})
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
