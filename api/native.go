@@ -100,7 +100,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		return pump(dst, opened)
 	})
 	routes[client.RouteInit] = post(s, func(ctx context.Context, r store.Request, q client.InitRequest) (struct{}, error) {
-		return struct{}{}, st.Initialise(ctx, r, q.Shares, q.Threshold)
+		return struct{}{}, st.Initialise(ctx, r, q.Shares, q.Threshold, q.AllowSingleShare)
 	})
 	routes[client.RouteMemberAdd] = post(s, func(ctx context.Context, r store.Request, q client.AddMemberRequest) (struct{}, error) {
 		return struct{}{}, st.ChangeMembers(ctx, r, store.MemberChange{Kind: store.AddMember, ID: q.ID, Address: q.Address})

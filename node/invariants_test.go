@@ -546,7 +546,7 @@ func TestInvariant10TwoBootstraps(t *testing.T) {
 	for i := range 3 {
 		cl := c.Client("/spike/bootstrap", i)
 		wg.Go(func() {
-			switch err := cl.Init(ctx, 0, 0); secret.CodeOf(err) {
+			switch err := cl.Init(ctx, client.InitRequest{}); secret.CodeOf(err) {
 			case "":
 				won.Add(1)
 			case secret.CodeConflict:
@@ -562,7 +562,7 @@ func TestInvariant10TwoBootstraps(t *testing.T) {
 	c.Ready()
 	su := c.Client(nodetest.Role("superuser"))
 	put(t, su, "a/b", "x")
-	if err := c.Client("/spike/bootstrap").Init(ctx, 0, 0); secret.CodeOf(err) != secret.CodeConflict {
+	if err := c.Client("/spike/bootstrap").Init(ctx, client.InitRequest{}); secret.CodeOf(err) != secret.CodeConflict {
 		t.Fatalf("a second bootstrap: %v", err)
 	}
 	for i := range 3 { // the keys of one peer open what another wrote, also after a restart

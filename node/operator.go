@@ -11,7 +11,7 @@ import (
 // operator does for the store what concerns the whole cluster.
 type operator struct{ n *Node }
 
-func (o operator) Initialise(ctx context.Context, shares, threshold int) error {
+func (o operator) Initialise(ctx context.Context, shares, threshold int, allowSingleShare bool) error {
 	n := o.n
 	if !n.machine.View().Founded() {
 		return secret.Errorf(secret.CodeUnavailable, "the cluster is still being formed: all peers must be up for that")
@@ -25,7 +25,7 @@ func (o operator) Initialise(ctx context.Context, shares, threshold int) error {
 	if shares != len(n.keepers) {
 		return secret.Invalid("shares", "their number must be that of the Keepers that this peer knows")
 	}
-	err := n.seal.Initialise(ctx, ledger{n}, n.keepers, shares, threshold)
+	err := n.seal.Initialise(ctx, ledger{n}, seal.Split{Keepers: n.keepers, Shares: shares, Threshold: threshold, AllowSingleShare: allowSingleShare})
 	var placement *seal.PlacementError
 	switch {
 	case err == nil:

@@ -55,8 +55,8 @@ func (o operator) Rekey(ctx context.Context, r store.Rekeying) error {
 			return err
 		}
 	}
-	err = n.seal.Rekey(ctx, ledger{n}, seal.Rekeying{ID: r.ID, Keepers: keepers, Shares: r.Shares, Threshold: r.Threshold,
-		AllowSingleShare: r.AllowSingleShare, Incarnation: n.incarnation()})
+	err = n.seal.Rekey(ctx, ledger{n}, seal.Rekeying{ID: r.ID, Incarnation: n.incarnation(),
+		Split: seal.Split{Keepers: keepers, Shares: r.Shares, Threshold: r.Threshold, AllowSingleShare: r.AllowSingleShare}})
 	if err != nil {
 		return rekeyError(err)
 	}

@@ -42,7 +42,7 @@ func TestInitialiseCrashesAnywhere(t *testing.T) {
 			l, ks := newLedger(), newKeepers(3)
 			breakIt(l, ks)
 			first := seal.New(seal.Config{Logger: quiet})
-			err := first.Initialise(t.Context(), l, ks.all(), 3, 2)
+			err := first.Initialise(t.Context(), l, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2})
 			if (err == nil) == first.Sealed() {
 				t.Fatalf("error %v, sealed %v", err, first.Sealed())
 			}
@@ -55,7 +55,7 @@ func TestInitialiseCrashesAnywhere(t *testing.T) {
 			each(ks, func(k *memKeeper) { k.fault(faults{}) })
 			second := seal.New(seal.Config{Logger: quiet})
 			defer second.Lock()
-			switch err := second.Initialise(t.Context(), l, ks.all(), 3, 2); {
+			switch err := second.Initialise(t.Context(), l, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2}); {
 			case errors.Is(err, seal.ErrAlreadyInitialised):
 			case err != nil:
 				t.Fatal(err)
@@ -92,7 +92,7 @@ func TestInitialiseUnknownCommit(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	l.afterCommit = func() error { cancel(); return context.Canceled }
 	s := seal.New(seal.Config{Logger: quiet})
-	if err := s.Initialise(ctx, cancelled{l}, ks.all(), 3, 2); err == nil || !s.Sealed() {
+	if err := s.Initialise(ctx, cancelled{l}, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2}); err == nil || !s.Sealed() {
 		t.Fatalf("error %v, sealed %v", err, s.Sealed())
 	}
 	if _, err := s.Unseal(t.Context(), l.now(), ks.all()); err != nil {
@@ -120,7 +120,7 @@ func TestTwoInitialiseAtOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range seals {
 			seals[i] = seal.New(seal.Config{Logger: quiet})
-			wg.Go(func() { errs[i] = seals[i].Initialise(context.Background(), l, ks.all(), 3, 2) })
+			wg.Go(func() { errs[i] = seals[i].Initialise(context.Background(), l, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2}) })
 		}
 		wg.Wait()
 		won := 0
@@ -168,13 +168,13 @@ func TestInitialiseRefuses(t *testing.T) {
 		"a Keeper unnamed":     {[]seal.Keeper{&memKeeper{}}, 1, 1},
 	} {
 		l := newLedger()
-		if err := s.Initialise(t.Context(), l, c.keepers, c.n, c.t); !errors.Is(err, seal.ErrShareSet) || l.now().Pending != nil {
+		if err := s.Initialise(t.Context(), l, seal.Split{Keepers: c.keepers, Shares: c.n, Threshold: c.t}); !errors.Is(err, seal.ErrShareSet) || l.now().Pending != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	l := newLedger()
 	l.state.Sealed = true
-	if err := s.Initialise(t.Context(), l, ks.all(), 3, 2); !errors.Is(err, seal.ErrOperatorSealed) {
+	if err := s.Initialise(t.Context(), l, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2}); !errors.Is(err, seal.ErrOperatorSealed) {
 		t.Errorf("sealed by an operator: %v", err)
 	}
 }

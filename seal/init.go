@@ -12,6 +12,15 @@ import (
 	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
 )
 
+// Split says how a root key is split.
+type Split struct {
+	Keepers           []Keeper // keepers[i] gets share i+1
+	Shares, Threshold int      // as many shares as Keepers, of which so many recover the root key
+	// AllowSingleShare permits a threshold of 1 with more than one share, where each Keeper can unseal on its own and
+	// so holds the root key.
+	AllowSingleShare bool
+}
+
 // Initialise gives a cluster its root key and keyring, and leaves this process unsealed:
 //
 //	begin   the new share set is in the log as pending
@@ -19,27 +28,27 @@ import (
 //	commit  set and keyring are in the log, together; from here the cluster is initialised
 //	settle  the Keepers know that the share is the current one
 //
-// Every Keeper must take part: keepers[i] gets share i+1. Each step can be repeated, and a crash at any of them
+// Every Keeper must take part. Each step can be repeated, and a crash at any of them
 // leaves a state that a second call completes: before the commit it begins anew with other keys, superseding
 // what was pending, and after it, it finishes the settling and answers ErrAlreadyInitialised. Of two calls at
 // once at most one commits; the other gets ErrSuperseded. Errors besides these: *PlacementError, ErrShareSet.
-func (s *Seal) Initialise(ctx context.Context, ledger Ledger, keepers []Keeper, shares, threshold int) error {
+func (s *Seal) Initialise(ctx context.Context, ledger Ledger, split Split) error {
 	ticket := s.ticket()
 	st, err := ledger.State(ctx)
 	if err != nil {
 		return fmt.Errorf("seal: reading the state before initialisation: %w", err)
 	}
 	if st.Committed != nil {
-		s.settle(ctx, st.Cluster, st.Committed.ID, keepers)
+		s.settle(ctx, st.Cluster, st.Committed.ID, split.Keepers)
 		return ErrAlreadyInitialised
 	}
 	if st.Sealed {
 		return ErrOperatorSealed
 	}
-	if err := checkSplit(keepers, shares, threshold, s.cfg.AllowSingleShare); err != nil {
+	if err := split.check(); err != nil {
 		return err
 	}
-	p, err := newProposal(newID(), st.Cluster, keepers, shares, threshold)
+	p, err := newProposal(newID(), st.Cluster, split)
 	if err != nil {
 		return err
 	}
@@ -49,24 +58,25 @@ func (s *Seal) Initialise(ctx context.Context, ledger Ledger, keepers []Keeper, 
 	if err != nil {
 		return err
 	}
-	s.settle(ctx, p.cluster, p.set.ID, keepers)
-	s.log.Info("initialised: the root key is split among the Keepers", "cluster", st.Cluster.String(), "shares", shares, "threshold", threshold)
+	s.settle(ctx, p.cluster, p.set.ID, split.Keepers)
+	s.log.Info("initialised: the root key is split among the Keepers", "cluster", st.Cluster.String(), "shares", split.Shares, "threshold", split.Threshold)
 	return s.install(k, ticket)
 }
 
-// checkSplit refuses impossible and, unless allowed, unwise numbers.
-func checkSplit(keepers []Keeper, n, t int, allowSingle bool) error {
+// check refuses impossible and, unless allowed, unwise numbers.
+func (s Split) check() error {
+	n, t := s.Shares, s.Threshold
 	if n < 1 || n > MaxShares || t < 1 || t > n {
 		return fmt.Errorf("%w: %d shares with a threshold of %d; possible are 1 ≤ threshold ≤ shares ≤ %d", ErrShareSet, n, t, MaxShares)
 	}
-	if t == 1 && n > 1 && !allowSingle {
+	if t == 1 && n > 1 && !s.AllowSingleShare {
 		return fmt.Errorf("%w: with a threshold of 1 each of the %d Keepers holds the whole root key; choose 2 or more, or allow it explicitly", ErrShareSet, n)
 	}
-	if len(keepers) != n {
-		return fmt.Errorf("%w: %d shares need as many Keepers, and there are %d", ErrShareSet, n, len(keepers))
+	if len(s.Keepers) != n {
+		return fmt.Errorf("%w: %d shares need as many Keepers, and there are %d", ErrShareSet, n, len(s.Keepers))
 	}
-	seen := make(map[string]bool, len(keepers))
-	for _, k := range keepers {
+	seen := make(map[string]bool, n)
+	for _, k := range s.Keepers {
 		switch name := k.Name(); {
 		case name == "":
 			return fmt.Errorf("%w: a Keeper has no name", ErrShareSet)
@@ -92,13 +102,13 @@ type proposal struct {
 }
 
 // newProposal draws a root key and splits it. The caller destroys the parts; the root key is publish's.
-func newProposal(id [16]byte, cluster ClusterRef, keepers []Keeper, n, t int) (*proposal, error) {
-	p := &proposal{root: newRoot(), set: ShareSet{ID: id, Shares: n, Threshold: t}, cluster: cluster, keepers: keepers}
+func newProposal(id [16]byte, cluster ClusterRef, how Split) (*proposal, error) {
+	p := &proposal{root: newRoot(), set: ShareSet{ID: id, Shares: how.Shares, Threshold: how.Threshold}, cluster: cluster, keepers: how.Keepers}
 	var err error
-	if p.parts, err = split(p.root.Bytes(), id, n, t); err == nil {
+	if p.parts, err = split(p.root.Bytes(), id, how.Shares, how.Threshold); err == nil {
 		for i, part := range p.parts {
 			p.set.Fingerprints = append(p.set.Fingerprints, fingerprint(id, i+1, part.Bytes()))
-			p.set.Keepers = append(p.set.Keepers, keepers[i].Name())
+			p.set.Keepers = append(p.set.Keepers, how.Keepers[i].Name())
 		}
 		err = p.set.Validate()
 	}

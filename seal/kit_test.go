@@ -291,8 +291,8 @@ type world struct {
 
 func newWorld(t testing.TB, n, threshold int) *world {
 	t.Helper()
-	w := &world{newLedger(), newKeepers(n), seal.New(seal.Config{Logger: quiet, AllowSingleShare: true})}
-	if err := w.first.Initialise(context.Background(), w.ledger, w.all(), n, threshold); err != nil {
+	w := &world{newLedger(), newKeepers(n), seal.New(seal.Config{Logger: quiet})}
+	if err := w.first.Initialise(context.Background(), w.ledger, seal.Split{Keepers: w.all(), Shares: n, Threshold: threshold, AllowSingleShare: true}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.first.Lock)

@@ -269,7 +269,7 @@ func child(how string) error {
 	out := told{}
 	ctx := context.Background()
 	steps := []func() error{
-		func() error { return s.Initialise(ctx, l, ks, 5, 3) },
+		func() error { return s.Initialise(ctx, l, seal.Split{Keepers: ks, Shares: 5, Threshold: 3}) },
 		func() error { return use(s, &out) },
 		func() error { s.Lock(); return nil },
 		func() error { _, err := s.Unseal(ctx, l.now(), ks); return err },

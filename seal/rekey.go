@@ -14,10 +14,8 @@ import (
 // Rekeying is what a rekey is asked to do.
 type Rekeying struct {
 	// ID names the request. Repeated with the same id, a rekey that was committed is only brought to its end.
-	ID                [16]byte
-	Keepers           []Keeper // keepers[i] gets share i+1
-	Shares, Threshold int
-	AllowSingleShare  bool // permits a threshold of 1 with more than one share
+	ID [16]byte
+	Split
 	// Incarnation is the cluster's as its peers have it. When it is higher than that of the state, which is so
 	// after a recovery from a lost majority, the new keys are for it, and Keepers refuse the peers of before.
 	Incarnation uint64
@@ -41,7 +39,7 @@ func (s *Seal) Rekey(ctx context.Context, ledger Ledger, r Rekeying) error {
 	if err := unsealable(st); err != nil {
 		return err
 	}
-	if err := checkSplit(r.Keepers, r.Shares, r.Threshold, r.AllowSingleShare || s.cfg.AllowSingleShare); err != nil {
+	if err := r.check(); err != nil {
 		return err
 	}
 	if isAttempt(st.Committed.ID, r.ID) {
@@ -56,7 +54,7 @@ func (s *Seal) Rekey(ctx context.Context, ledger Ledger, r Rekeying) error {
 		return ErrStaleState
 	}
 	cluster := ClusterRef{st.Cluster.ID, max(st.Cluster.Incarnation, r.Incarnation)}
-	p, err := newProposal(attemptID(r.ID), cluster, r.Keepers, r.Shares, r.Threshold)
+	p, err := newProposal(attemptID(r.ID), cluster, r.Split)
 	if err != nil {
 		return err
 	}

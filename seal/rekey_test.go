@@ -12,7 +12,7 @@ import (
 )
 
 func rekeying(id byte, ks keepers, n, t int) seal.Rekeying {
-	return seal.Rekeying{ID: [16]byte{id}, Keepers: ks.all(), Shares: n, Threshold: t}
+	return seal.Rekeying{ID: [16]byte{id}, Split: seal.Split{Keepers: ks.all(), Shares: n, Threshold: t}}
 }
 
 // secretOf is a record that must open for ever.

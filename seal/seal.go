@@ -38,9 +38,6 @@ import (
 type Config struct {
 	// KeeperTimeout bounds each call to one Keeper (default 5 s).
 	KeeperTimeout time.Duration
-	// AllowSingleShare permits a threshold of 1 with more than one share, where every single Keeper can unseal
-	// on its own and so holds the root key. Off by default.
-	AllowSingleShare bool
 	// Logger hears what happened to Keepers and keys, never their content; nil means slog.Default.
 	Logger *slog.Logger
 

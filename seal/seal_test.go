@@ -44,7 +44,7 @@ func TestInitialiseThenUnsealElsewhere(t *testing.T) {
 			t.Errorf("%s was not told to settle", k.name)
 		}
 	}
-	if err := w.first.Initialise(t.Context(), w.ledger, w.all(), 5, 3); !errors.Is(err, seal.ErrAlreadyInitialised) {
+	if err := w.first.Initialise(t.Context(), w.ledger, seal.Split{Keepers: w.all(), Shares: 5, Threshold: 3}); !errors.Is(err, seal.ErrAlreadyInitialised) {
 		t.Fatalf("again: %v", err)
 	}
 }

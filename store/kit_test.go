@@ -40,7 +40,7 @@ type world struct {
 // operator always succeeds.
 type operator struct{ w *world }
 
-func (operator) Initialise(context.Context, int, int) error { return nil }
+func (operator) Initialise(context.Context, int, int, bool) error { return nil }
 
 func (o operator) RecoveryShares(context.Context) ([]store.RecoveryShare, error) {
 	return o.w.shares, nil

@@ -52,9 +52,9 @@ func (s *Store) Verify(ctx context.Context, r Request, nonce, ciphertext []byte)
 }
 
 // Initialise gives a new cluster its keys.
-func (s *Store) Initialise(ctx context.Context, r Request, shares, threshold int) error {
+func (s *Store) Initialise(ctx context.Context, r Request, shares, threshold int, allowSingleShare bool) error {
 	return s.operate(ctx, r, "cluster.initialise", func() error {
-		return s.cfg.Operator.Initialise(ctx, shares, threshold)
+		return s.cfg.Operator.Initialise(ctx, shares, threshold, allowSingleShare)
 	}, secret.RoleBootstrap, secret.RoleSuperuser)
 }
 

@@ -64,7 +64,7 @@ type Recorder interface {
 type Operator interface {
 	// Initialise makes the root key and places its shares; CodeConflict when the
 	// cluster has one already.
-	Initialise(ctx context.Context, shares, threshold int) error
+	Initialise(ctx context.Context, shares, threshold int, allowSingleShare bool) error
 	// RecoveryShares returns all shares of the root key.
 	RecoveryShares(ctx context.Context) ([]RecoveryShare, error)
 	// RecoveryFiles returns all shares of the root key, each encrypted to one of

@@ -457,7 +457,7 @@ func TestOperationsWithoutAnOutcomeOnRecord(t *testing.T) {
 		}
 		return nil
 	}
-	wantCode(t, w.Initialise(ctx, su, 3, 2), secret.CodeUnknown)
+	wantCode(t, w.Initialise(ctx, su, 3, 2, false), secret.CodeUnknown)
 	shares, err := w.Recover(ctx, store.Request{Caller: secret.Caller{ID: "spiffe://example.org/r", Role: secret.RoleRecover}})
 	wantCode(t, err, secret.CodeUnknown)
 	if len(shares) != 0 || w.shares[0].Bytes[0] != 0 {

@@ -319,8 +319,8 @@ func NewID() string {
 
 // Init gives a new cluster its root key. It is tried until the cluster answers;
 // doing it again is refused with CodeConflict.
-func (c *Client) Init(ctx context.Context, shares, threshold int) error {
-	_, err := read[struct{}](ctx, c, RouteInit, InitRequest{shares, threshold})
+func (c *Client) Init(ctx context.Context, q InitRequest) error {
+	_, err := read[struct{}](ctx, c, RouteInit, q)
 	return err
 }
 

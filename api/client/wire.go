@@ -261,10 +261,12 @@ type PoliciesAnswer struct {
 	Policies []Policy `json:"policies"`
 }
 
-// InitRequest asks to give a new cluster its root key.
+// InitRequest asks to give a new cluster its root key. Shares and Threshold: 0
+// means as many as Keepers, and more than half.
 type InitRequest struct {
-	Shares    int `json:"shares"`
-	Threshold int `json:"threshold"`
+	Shares           int  `json:"shares"`
+	Threshold        int  `json:"threshold"`
+	AllowSingleShare bool `json:"allowSingleShare,omitempty"` // a threshold of 1 with more than one share
 }
 
 // Settings hold for the whole cluster.

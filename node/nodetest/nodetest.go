@@ -380,7 +380,7 @@ func Anyone(spiffeid.ID) error { return nil }
 // Bootstrap gives the cluster its root key.
 func (c *Cluster) Bootstrap() {
 	c.T.Helper()
-	if err := c.Client("/spike/bootstrap").Init(context.Background(), 0, 0); err != nil {
+	if err := c.Client("/spike/bootstrap").Init(context.Background(), client.InitRequest{}); err != nil {
 		c.T.Fatal(err)
 	}
 }

@@ -441,7 +441,7 @@ func TestClusterOverRealKeepers(t *testing.T) {
 	l := &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{1}, Incarnation: 1}}}
 	first := seal.New(seal.Config{Logger: quiet})
 	defer first.Lock()
-	if err := first.Initialise(t.Context(), l, keepers, 3, 2); err != nil {
+	if err := first.Initialise(t.Context(), l, seal.Split{Keepers: keepers, Shares: 3, Threshold: 2}); err != nil {
 		t.Fatal(err)
 	}
 	blob, err := first.Encrypt(seal.Data, seal.AAD{Kind: "x"}, []byte("hello"))
@@ -500,7 +500,7 @@ func TestTwoInitialisationsAtOnce(t *testing.T) {
 		for i := range errs {
 			wg.Go(func() {
 				s := seal.New(seal.Config{Logger: quiet})
-				errs[i] = s.Initialise(context.Background(), l, keepers, 3, 3)
+				errs[i] = s.Initialise(context.Background(), l, seal.Split{Keepers: keepers, Shares: 3, Threshold: 3})
 				s.Lock()
 			})
 		}

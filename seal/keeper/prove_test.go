@@ -136,7 +136,7 @@ func TestMixedReleases(t *testing.T) {
 	l := &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{1}, Incarnation: 1}}}
 	s := seal.New(seal.Config{Logger: quiet})
 	defer s.Lock()
-	if err := s.Initialise(t.Context(), l, keepers, 3, 2); err != nil {
+	if err := s.Initialise(t.Context(), l, seal.Split{Keepers: keepers, Shares: 3, Threshold: 2}); err != nil {
 		t.Fatal(err)
 	}
 	for _, look := range []func(context.Context, seal.State, []seal.Keeper) ([]seal.KeeperReport, error){s.Inspect, s.Refill} {
@@ -160,7 +160,7 @@ func TestOldStateCostsNoShare(t *testing.T) {
 	l := &ledger{state: seal.State{Cluster: seal.ClusterRef{ID: [16]byte{1}, Incarnation: 1}}}
 	old := seal.New(seal.Config{Logger: quiet})
 	defer old.Lock()
-	if err := old.Initialise(t.Context(), l, keepers, 3, 2); err != nil {
+	if err := old.Initialise(t.Context(), l, seal.Split{Keepers: keepers, Shares: 3, Threshold: 2}); err != nil {
 		t.Fatal(err)
 	}
 	before := l.state
@@ -169,7 +169,7 @@ func TestOldStateCostsNoShare(t *testing.T) {
 	keepers[0] = client(t, serve(t, a, "k1", keeper.ServerOptions{}), "k1", nexus)
 	fresh := seal.New(seal.Config{Logger: quiet})
 	defer fresh.Lock()
-	if err := fresh.Initialise(t.Context(), l, keepers, 3, 2); err != nil {
+	if err := fresh.Initialise(t.Context(), l, seal.Split{Keepers: keepers, Shares: 3, Threshold: 2}); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
@@ -199,7 +199,7 @@ func BenchmarkUnseal(b *testing.B) {
 		return keepers
 	}
 	s := seal.New(seal.Config{Logger: quiet})
-	if err := s.Initialise(context.Background(), l, connect(issued(b, a, "/spike/nexus/first", time.Hour)), 5, 3); err != nil {
+	if err := s.Initialise(context.Background(), l, seal.Split{Keepers: connect(issued(b, a, "/spike/nexus/first", time.Hour)), Shares: 5, Threshold: 3}); err != nil {
 		b.Fatal(err)
 	}
 	s.Lock()

@@ -113,9 +113,6 @@ func (c *crashing) kill(step failpoint.Name, victim *process.Child, first, again
 	c.t.Logf("%s died at %s; the same was complete after %s", victim.Name, step, time.Since(began).Round(time.Millisecond))
 }
 
-// twice is a command that is the same wherever it is run.
-func twice(f func(context.Context) error) (first, again func(context.Context) error) { return f, f }
-
 // finish stops the load, starts every peer anew, and reads through each of them
 // all that was acknowledged.
 func (c *crashing) finish() {

@@ -207,7 +207,7 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 	}
 	defer done()
 	if err := Poll(ctx, func() error {
-		err := boot.Init(ctx, 0, 0)
+		err := boot.Init(ctx, client.InitRequest{})
 		if secret.CodeOf(err) == secret.CodeConflict {
 			return nil
 		}

@@ -152,7 +152,7 @@ func (s *Supervisor) initialise(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	if err := cl.Init(ctx, 0, 0); err != nil && secret.CodeOf(err) != secret.CodeConflict {
+	if err := cl.Init(ctx, client.InitRequest{}); err != nil && secret.CodeOf(err) != secret.CodeConflict {
 		return err
 	}
 	return nil
