@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 
 // told is what the child says about itself, without a secret.
 type told struct {
-	State     seal.State
+	States    []seal.State // before and after a rekey
 	Processes [][16]byte
 	Streams   [][]byte // some that it sealed
 }
@@ -50,7 +51,7 @@ func TestNoKeyStaysInMemoryAfterLock(t *testing.T) {
 	c := startChild(t, "careful")
 	state, needles := c.needles(t)
 	before := names(scan(t, c, needles))
-	for _, want := range []string{"root key, byte 0 on", "data epoch 0, byte 0 on", "cipher epoch 1, byte 16 on", "path epoch 0 MAC key, byte 0 on",
+	for _, want := range []string{"root key, byte 0 on", "after the rekey: root key, byte 0 on", "data epoch 0, byte 0 on", "cipher epoch 1, byte 16 on", "path epoch 0 MAC key, byte 0 on",
 		fmt.Sprintf("data epoch 0 record key of process %d, byte 0 on", len(state.Processes)-1)} {
 		if !before[want] {
 			t.Fatalf("before Lock the search finds no %s: it would find none after it either", want)
@@ -80,7 +81,7 @@ func TestKeysThatAreKeptAreFound(t *testing.T) {
 	_, needles := c.needles(t)
 	c.say(t, "lock")
 	c.hear(t, nil)
-	if found := names(scan(t, c, needles)); !found["root key, byte 0 on"] || !found["data epoch 0, byte 0 on"] || !found["path epoch 0 MAC key, byte 0 on"] {
+	if found := names(scan(t, c, needles)); !found["after the rekey: root key, byte 0 on"] || !found["data epoch 0, byte 0 on"] || !found["path epoch 0 MAC key, byte 0 on"] {
 		t.Errorf("found only %v", found)
 	}
 }
@@ -108,12 +109,17 @@ type childProcess struct {
 	cmd    *exec.Cmd
 	in     io.Writer
 	out    *bufio.Reader
-	shares map[int][]byte // of the set that was placed last
+
+	mu     sync.Mutex                  // guards shares
+	shares map[[16]byte]map[int][]byte // by set
 }
+
+// rootNames begin the names of keys under each root key.
+var rootNames = []string{"", "after the rekey: "}
 
 func startChild(t *testing.T, how string) *childProcess {
 	t.Helper()
-	c := &childProcess{cmd: exec.Command(os.Args[0]), shares: make(map[int][]byte)}
+	c := &childProcess{cmd: exec.Command(os.Args[0]), shares: make(map[[16]byte]map[int][]byte)}
 	c.cmd.Env, c.cmd.Stderr = append(os.Environ(), childVariable+"="+how, "GORACE=atexit_sleep_ms=0"), os.Stderr
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
@@ -150,17 +156,29 @@ func pipe(t *testing.T) (r, w *os.File) {
 // keep is all Keepers: they take shares and give them back.
 func (c *childProcess) keep(from io.Reader, to io.Writer) {
 	for {
-		var head [2]byte
+		var head [2 + 16]byte
 		if _, err := io.ReadFull(from, head[:]); err != nil {
 			return
 		}
-		share := make([]byte, 32)
-		if head[0] == 'p' {
-			io.ReadFull(from, share)
-			c.shares[int(head[1])] = share
-		} else {
-			to.Write(c.shares[int(head[1])])
+		c.mu.Lock()
+		index, set := int(head[1]), [16]byte(head[2:])
+		if c.shares[set] == nil {
+			c.shares[set] = make(map[int][]byte)
 		}
+		switch head[0] {
+		case 'p':
+			share := make([]byte, 32)
+			io.ReadFull(from, share)
+			c.shares[set][index] = share
+		case 'f':
+			to.Write(c.shares[set][index])
+		case 'v':
+			var nonce [32]byte
+			io.ReadFull(from, nonce[:])
+			proof := seal.Proof(c.shares[set][index], seal.Slot{Cluster: newLedger().state.Cluster, Set: set, Index: index}, pipedKeeper{index}.Name(), nonce)
+			to.Write(proof[:])
+		}
+		c.mu.Unlock()
 	}
 }
 
@@ -190,7 +208,11 @@ func (c *childProcess) needles(t *testing.T) (told, *memscan.Needles) {
 	c.hear(t, &s)
 	n := &memscan.Needles{}
 	count := 0
-	seal.Needles(t, s.State, c.shares, s.Processes, s.Streams, func(name string, key []byte) { n.Add(name, key); count++ })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, st := range s.States {
+		seal.Needles(t, st, c.shares[st.Committed.ID], s.Processes, s.Streams, func(name string, key []byte) { n.Add(rootNames[i]+name, key); count++ })
+	}
 	t.Logf("%d keys", count)
 	return s, n
 }
@@ -210,7 +232,7 @@ func (k pipedKeeper) Name() string { return fmt.Sprintf("keeper-%d", k.index) }
 func (k pipedKeeper) Place(_ context.Context, s seal.Slot, share []byte) error {
 	turn <- struct{}{}
 	defer func() { <-turn }()
-	toKeepers.Write([]byte{'p', byte(s.Index)})
+	k.ask('p', s)
 	_, err := toKeepers.Write(share)
 	return err
 }
@@ -218,7 +240,7 @@ func (k pipedKeeper) Place(_ context.Context, s seal.Slot, share []byte) error {
 func (k pipedKeeper) Fetch(_ context.Context, s seal.Slot) ([]byte, error) {
 	turn <- struct{}{}
 	defer func() { <-turn }()
-	toKeepers.Write([]byte{'f', byte(s.Index)})
+	k.ask('f', s)
 	share := make([]byte, 32)
 	_, err := io.ReadFull(fromKeepers, share)
 	return share, err
@@ -226,9 +248,17 @@ func (k pipedKeeper) Fetch(_ context.Context, s seal.Slot) ([]byte, error) {
 
 func (pipedKeeper) Settle(context.Context, seal.ClusterRef, [16]byte) error { return nil }
 
-// Prove answers wrongly: what matters is the process that asks.
-func (pipedKeeper) Prove(context.Context, seal.Slot, [32]byte) ([32]byte, error) {
-	return [32]byte{}, nil
+func (k pipedKeeper) Prove(_ context.Context, s seal.Slot, nonce [32]byte) (proof [32]byte, err error) {
+	turn <- struct{}{}
+	defer func() { <-turn }()
+	k.ask('v', s)
+	toKeepers.Write(nonce[:])
+	_, err = io.ReadFull(fromKeepers, proof[:])
+	return proof, err
+}
+
+func (pipedKeeper) ask(op byte, s seal.Slot) {
+	toKeepers.Write(append([]byte{op, byte(s.Index)}, s.Set[:]...))
 }
 
 func (pipedKeeper) Holds(context.Context) ([]seal.Slot, error) { return nil, nil }
@@ -294,6 +324,13 @@ func child(how string) error {
 		func() error { return s.Follow(l.now()) },
 		func() error { _, err := s.Epochs(l.now()); return err },
 		func() error { return use(s, &out) },
+		func() error { out.States = append(out.States, l.now()); return nil },
+		func() error {
+			return s.Rekey(ctx, l, seal.Rekeying{ID: [16]byte{1}, Keepers: ks, Shares: 5, Threshold: 2, Incarnation: 1})
+		},
+		func() error { _, err := s.Inspect(ctx, l.now(), ks); return err },
+		func() error { return use(s, &out) },
+		func() error { out.States = append(out.States, l.now()); return nil },
 	}
 	for i, step := range steps {
 		if err := step(); err != nil {
@@ -303,7 +340,6 @@ func child(how string) error {
 	if how == "leaking" {
 		s.Leak()
 	}
-	out.State = l.now()
 	if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
 		return err
 	}
