@@ -106,9 +106,9 @@ func scan(t *testing.T, c *childProcess, n *memscan.Needles) []memscan.Hit {
 
 // childProcess is the child as the test sees it.
 type childProcess struct {
-	cmd    *exec.Cmd
-	in     io.Writer
-	out    *bufio.Reader
+	cmd *exec.Cmd
+	in  io.Writer
+	out *bufio.Reader
 
 	mu     sync.Mutex                  // guards shares
 	shares map[[16]byte]map[int][]byte // by set
@@ -326,7 +326,7 @@ func child(how string) error {
 		func() error { return use(s, &out) },
 		func() error { out.States = append(out.States, l.now()); return nil },
 		func() error {
-			return s.Rekey(ctx, l, seal.Rekeying{ID: [16]byte{1}, Keepers: ks, Shares: 5, Threshold: 2, Incarnation: 1})
+			return s.Rekey(ctx, l, seal.Rekeying{ID: [16]byte{1}, Split: seal.Split{Keepers: ks, Shares: 5, Threshold: 2}, Incarnation: 1})
 		},
 		func() error { _, err := s.Inspect(ctx, l.now(), ks); return err },
 		func() error { return use(s, &out) },
