@@ -65,7 +65,7 @@ func (n *Node) levelTooLow() error {
 	}
 	why := "the cluster's format level rises in a few seconds; ask again then"
 	if len(old) > 0 {
-		why = "keys are rotated once every member runs a release that can; upgrade, or start, " + strings.Join(old, ", ") + " first"
+		why = "keys are rotated, and root keys replaced, once every member runs a release that can; upgrade, or start, " + strings.Join(old, ", ") + " first"
 	}
 	return &secret.Error{Code: secret.CodeConflict, Subject: "level", Message: why, Reason: "level_too_low"}
 }

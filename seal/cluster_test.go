@@ -120,7 +120,9 @@ func TestTwoInitialiseAtOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range seals {
 			seals[i] = seal.New(seal.Config{Logger: quiet})
-			wg.Go(func() { errs[i] = seals[i].Initialise(context.Background(), l, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2}) })
+			wg.Go(func() {
+				errs[i] = seals[i].Initialise(context.Background(), l, seal.Split{Keepers: ks.all(), Shares: 3, Threshold: 2})
+			})
 		}
 		wg.Wait()
 		won := 0

@@ -259,6 +259,20 @@ func writeVectors(t *testing.T) {
 	foreign := cluster
 	foreign.ID[0]++
 	keyring("opens", "ok", root, cluster, set[:], sealed)
+	afterRekey := func(about, expect string, from []byte) {
+		ring.InheritedFrom = from
+		defer func(present []byte) { ring.InheritedFrom, plain = nil, present }(plain)
+		if plain, err = encodeKeyring(ring); err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := sealKeyring(root, cluster, set, ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyring(about, expect, root, cluster, set[:], sealed)
+	}
+	afterRekey("opens after a rekey", "ok", alter(set[:], 0))
+	afterRekey("after a rekey from what is no share set", "ErrKeyring", set[:8])
 	keyring("another root key", "ErrKeyring", alter(root, 31), cluster, set[:], sealed)
 	keyring("another incarnation", "ErrKeyring", root, next, set[:], sealed)
 	keyring("another cluster", "ErrKeyring", root, foreign, set[:], sealed)

@@ -10,24 +10,33 @@ import (
 	"testing"
 )
 
-// A step that is missing from All is one that no test would go through.
-func TestAllListsEveryStep(t *testing.T) {
-	t.Parallel()
+// steps are the declared ones, by their identifiers.
+func steps(t *testing.T) map[string]Name {
+	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "failpoint.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	declared := map[Name]bool{}
+	declared := map[string]Name{}
 	ast.Inspect(file, func(n ast.Node) bool {
 		if spec, ok := n.(*ast.ValueSpec); ok && spec.Type != nil {
 			text, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
 			if err != nil {
 				t.Fatal(err)
 			}
-			declared[Name(text)] = true
+			declared[spec.Names[0].Name] = Name(text)
 		}
 		return true
 	})
+	return declared
+}
+
+func TestAllListsEveryStep(t *testing.T) {
+	t.Parallel()
+	declared := map[Name]bool{}
+	for _, name := range steps(t) {
+		declared[name] = true
+	}
 	listed := map[Name]bool{}
 	for _, name := range All {
 		if listed[name] || !declared[name] {
@@ -37,6 +46,20 @@ func TestAllListsEveryStep(t *testing.T) {
 	}
 	if len(listed) != len(declared) {
 		t.Errorf("All lists %d steps of %d", len(listed), len(declared))
+	}
+}
+
+// Real programs are killed at every step.
+func TestEveryStepKills(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../tests/e2e/crash_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for identifier, name := range steps(t) {
+		if !regexp.MustCompile(`failpoint\.` + identifier + `\b`).Match(text) {
+			t.Errorf("no test kills at %s", name)
+		}
 	}
 }
 
