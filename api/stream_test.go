@@ -361,3 +361,67 @@ func TestStreamsGoToAnotherPeer(t *testing.T) {
 		t.Error("an input that failed gave a whole stream")
 	}
 }
+
+// Draining refuses new streams here and lets those under way come to their end.
+func TestStreamsOutlastDraining(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	ctx := context.Background()
+	drained := (c.Leader() + 1) % 3
+	s := begin(t, c.Client(callers["lite"], drained))
+	c.Node(drained).Drain(true)
+	impatient, err := client.New(client.Config{Addresses: []string{c.Address(drained)}, TLS: c.Source(callers["lite"]).Client(nodetest.Anyone), Patience: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Eventually(t, "the drained peer refuses new streams", func() error {
+		var refused *secret.Error
+		_, err := whole(impatient.EncryptStream(ctx, strings.NewReader("x")))
+		if !errors.As(err, &refused) || refused.Reason != client.ReasonDraining {
+			return fmt.Errorf("it answered: %w", err)
+		}
+		return nil
+	})
+	if _, err := s.feed.Write(make([]byte, 10*streamChunk)); err != nil {
+		t.Fatal(err)
+	}
+	s.feed.Close()
+	if <-s.done; s.err != nil {
+		t.Errorf("the stream under way: %v", s.err)
+	}
+}
+
+// A peer that takes a connection and says nothing is left, too, with nothing sent to it.
+func TestStreamsLeaveAPeerThatHangs(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{Peers: 1})
+	l := tls.NewListener(nodetest.Listen(t, "127.0.0.1:0"), c.Source("/spike/nexus/nexus-9").Server(nodetest.Anyone, "http/1.1"))
+	got := make(chan string, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		all, _ := io.ReadAll(conn)
+		got <- string(all)
+	}()
+	t.Cleanup(func() { l.Close() })
+	cl, err := client.New(client.Config{Addresses: []string{"https://" + l.Addr().String(), c.Address(0)}, TLS: c.Source(callers["lite"]).Client(nodetest.Anyone),
+		Attempt: 500 * time.Millisecond, Patience: nodetest.Patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := whole(cl.EncryptStream(context.Background(), strings.NewReader("CANARY")))
+	if err != nil || len(sealed) != streamHead+6+16 {
+		t.Fatalf("%d bytes, %v", len(sealed), err)
+	}
+	select {
+	case head := <-got:
+		if !strings.HasPrefix(head, "POST "+client.RouteCipherEncrypt) || strings.Contains(head, "CANARY") {
+			t.Errorf("the peer that hangs was sent %q", head)
+		}
+	case <-time.After(nodetest.Patience):
+		t.Fatal("the connection is kept")
+	}
+}
