@@ -10,19 +10,38 @@ import (
 // recently is forgotten first, with what was counted of them.
 const maxAskers = 128
 
-// limit is how often one identity may ask for one thing: so many at once, and so many a second on and on.
-type limitOf struct {
-	burst, rate float64
+// pace is how often one identity may have one thing: so many at once, and so many a second on and on.
+type pace struct{ burst, rate float64 }
+
+var (
+	// requests of one kind, whatever becomes of them.
+	requestLimit = pace{100, 20}
+	// shares that go out. A peer that unseals itself fetches one per attempt, and its attempts are 5 s apart after the
+	// first few; and one after it was placed. Peers with one identity for all of them share a limit, and five
+	// still fit. To be told that there is no share is no share: who looks after the Keepers hears of an empty one
+	// however often others ask in its name.
+	shareLimit = pace{10, 1}
+)
+
+// bucket is from where each request takes a token.
+type bucket struct {
+	tokens float64
+	at     time.Time // of the last look; zero: it is full
 }
 
-// A share is fetched by a peer that unseals itself, once per attempt, and its attempts are 5 s apart after the first
-// few; and once after it was placed. Peers with one identity for all of them share a limit, and five of them
-// still fit. Everything else moves no share out of here.
-var (
-	sharesOut = limitOf{10, 1}
-	others    = limitOf{100, 20}
-	limits    = map[string]limitOf{routeFetch: sharesOut, routeShard: sharesOut}
-)
+func (b *bucket) take(p pace, now time.Time) bool {
+	if b.at.IsZero() {
+		b.tokens = p.burst
+	} else if passed := now.Sub(b.at).Seconds(); passed > 0 {
+		b.tokens = min(p.burst, b.tokens+passed*p.rate)
+	}
+	b.at = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
 
 // Asking is what a Keeper remembers of one identity and operation.
 type Asking struct {
@@ -35,12 +54,15 @@ type Asking struct {
 
 type asker struct{ peer, route string }
 
-// asking counts, and is the bucket from which each request takes a token.
+// quietFor is how long nothing was refused when a refusal is worth a word in the log again.
+const quietFor = time.Minute
+
+// asking is what is counted of one asker.
 type asking struct {
-	count, refused uint64
-	last           time.Time
-	tokens         float64
-	refusing       bool // the last request was refused
+	count, refused   uint64
+	last             time.Time
+	requests, shares bucket
+	refusedAt        time.Time // when one was refused last
 }
 
 // askers limits who asks, and remembers them. Safe for concurrent use.
@@ -55,34 +77,45 @@ func newAskers(now func() time.Time) *askers {
 	return &askers{now: now, by: make(map[asker]*asking)}
 }
 
-// admit counts a request and says whether it is within the limit; first says that it is the first one that is not.
+// admit counts a request and says whether it is within the limit of requests; first says that none
+// was refused for a while before it.
 func (a *askers) admit(peer, route string) (ok, first bool) {
-	limit, known := limits[route]
-	if !known {
-		limit = others
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now, key := a.now(), asker{peer, route}
+	now, e := a.now(), a.of(peer, route)
+	e.count++
+	e.last = now
+	return e.judge(e.requests.take(requestLimit, now))
+}
+
+// give says whether a request that was admitted may have the share that it asks for; first as admit.
+func (a *askers) give(peer, route string) (ok, first bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now, e := a.now(), a.of(peer, route)
+	e.last = now // of may have made it anew
+	return e.judge(e.shares.take(shareLimit, now))
+}
+
+func (e *asking) judge(ok bool) (_, first bool) {
+	if !ok {
+		e.refused++
+		first = e.refusedAt.IsZero() || e.last.Sub(e.refusedAt) > quietFor
+		e.refusedAt = e.last
+	}
+	return ok, first
+}
+
+// of finds what is remembered of an asker, or begins with it. The caller holds mu.
+func (a *askers) of(peer, route string) *asking {
+	key := asker{peer, route}
 	e := a.by[key]
 	if e == nil {
 		a.makeRoom()
-		e = &asking{last: now, tokens: limit.burst}
+		e = &asking{}
 		a.by[key] = e
 	}
-	if passed := now.Sub(e.last).Seconds(); passed > 0 {
-		e.tokens = min(limit.burst, e.tokens+passed*limit.rate)
-	}
-	e.last = now
-	e.count++
-	if e.tokens < 1 {
-		e.refused++
-		first, e.refusing = !e.refusing, true
-		return false, first
-	}
-	e.tokens--
-	e.refusing = false
-	return true, false
+	return e
 }
 
 // makeRoom forgets whoever asked least recently when there is no room. The caller holds mu.
@@ -124,5 +157,5 @@ func clip(peer string) string {
 	if len(peer) <= most {
 		return peer
 	}
-	return peer[:most] + "…"
+	return peer[:most] + "..."
 }

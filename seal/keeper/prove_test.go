@@ -83,6 +83,12 @@ func TestThrottledAndRemembered(t *testing.T) {
 	if _, err := decent.Fetch(t.Context(), slot(1, 1, 1, 1)); err != nil {
 		t.Errorf("another peer: %v", err)
 	}
+	// That there is no share is told however often it is asked for.
+	for range 30 {
+		if _, err := decent.Fetch(t.Context(), slot(1, 1, 9, 1)); !errors.Is(err, seal.ErrOtherSet) {
+			t.Fatal(err)
+		}
+	}
 	s, err := decent.Status(t.Context())
 	if err != nil || s.Version != keeper.Version || s.Started.Before(began) || len(s.Slots) != 1 || s.Slots[0].Slot != slot(1, 1, 1, 1) {
 		t.Fatalf("%+v, %v", s, err)
@@ -94,7 +100,7 @@ func TestThrottledAndRemembered(t *testing.T) {
 	if q := found["greedy fetch"]; q.Count != 40 || q.Refused != refused || q.Last.Before(began) {
 		t.Errorf("%+v", q)
 	}
-	if q := found["decent fetch"]; q.Count != 1 || q.Refused != 0 {
+	if q := found["decent fetch"]; q.Count != 31 || q.Refused != 0 {
 		t.Errorf("%+v", q)
 	}
 	if len(found) != 4 || found["decent place"].Count != 1 || found["decent status"].Count != 1 {

@@ -158,9 +158,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if ok, first := s.askers.admit(id.String(), route); !ok {
-		if first {
-			s.log.Warn("this identity asks too often; its requests are refused until it asks less", "peer", id.String(), "op", operations[route])
-		}
+		s.refused(id, route, first)
 		head.Set("Retry-After", "1")
 		answerError(w, http.StatusTooManyRequests, codeThrottled)
 		return
@@ -178,6 +176,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.shard(w, id, body)
 	default:
 		s.native(w, route, id, body)
+	}
+}
+
+// give says whether the identity may have a share now: nil, or ErrThrottled.
+func (s *Server) give(id spiffeid.ID, route string) error {
+	ok, first := s.askers.give(id.String(), route)
+	if ok {
+		return nil
+	}
+	s.refused(id, route, first)
+	return seal.ErrThrottled
+}
+
+func (s *Server) refused(id spiffeid.ID, route string, first bool) {
+	if first {
+		s.log.Warn("this identity asks too often; its requests are refused until it asks less", "peer", id.String(), "op", operations[route])
 	}
 }
 
@@ -221,8 +235,18 @@ func (s *Server) shard(w http.ResponseWriter, id spiffeid.ID, body []byte) {
 		return
 	}
 	out := make([]byte, 0, 256)
-	if !s.vault.contribution(func(share []byte) { out = shardAnswer(out, share) }) {
+	var err error
+	if !s.vault.contribution(func(share []byte) {
+		if err = s.give(id, routeShard); err == nil {
+			out = shardAnswer(out, share)
+		}
+	}) {
 		refuse(http.StatusBadRequest, codeBadRequest)
+		return
+	}
+	if err != nil {
+		status, text := code(err)
+		refuse(status, text)
 		return
 	}
 	defer locked.Wipe(out)
@@ -249,8 +273,16 @@ func (s *Server) native(w http.ResponseWriter, route string, id spiffeid.ID, bod
 		if slot, _, err = parseSlot(body, fetchFields); err == nil {
 			out = make([]byte, 0, 128)
 			failpoint.Hit(failpoint.KeeperFetchBefore)
-			err = s.vault.fetch(slot, func(share []byte) { out = fetchAnswer(out, share) })
-			s.note("fetch", id, slot, err)
+			err = s.vault.fetch(slot, func(share []byte) error {
+				err := s.give(id, routeFetch)
+				if err == nil {
+					out = fetchAnswer(out, share)
+				}
+				return err
+			})
+			if !errors.Is(err, seal.ErrThrottled) { // that has its own word, not for each
+				s.note("fetch", id, slot, err)
+			}
 		}
 	case routeSettle:
 		var slot seal.Slot

@@ -125,8 +125,8 @@ func (v *vault) missing() error {
 	return seal.ErrOtherSet
 }
 
-// fetch hands a copy of the share to use, which must not keep it.
-func (v *vault) fetch(slot seal.Slot, use func(share []byte)) error {
+// fetch hands the share to use, which must not keep it.
+func (v *vault) fetch(slot seal.Slot, use func(share []byte) error) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err := v.admit(slot.Cluster, slot.Set); err != nil {
@@ -136,13 +136,15 @@ func (v *vault) fetch(slot seal.Slot, use func(share []byte)) error {
 	if h == nil || h.slot.Index != slot.Index {
 		return v.missing()
 	}
-	use(h.share.Bytes())
-	return nil
+	return use(h.share.Bytes())
 }
 
 // prove answers a challenge with the share, as the Keeper of that name.
 func (v *vault) prove(slot seal.Slot, keeper string, nonce [32]byte) (proof [32]byte, err error) {
-	err = v.fetch(slot, func(share []byte) { proof = seal.Proof(share, slot, keeper, nonce) })
+	err = v.fetch(slot, func(share []byte) error {
+		proof = seal.Proof(share, slot, keeper, nonce)
+		return nil
+	})
 	return proof, err
 }
 

@@ -298,17 +298,27 @@ func statusAnswer(s Status) []byte {
 }
 
 // parseStatus reads a status, which a Keeper of a later release may say more in. A Keeper may lie: what it says is
-// bounded and shown, and nothing is decided by it.
+// bounded, fit to be shown on a terminal, and nothing is decided by it.
 func parseStatus(b []byte) (Status, error) {
 	var w statusWire
-	if err := json.Unmarshal(b, &w); err != nil || len(w.Slots) > maxSlots || len(w.Askers) > maxAskers || len(w.Version) > 100 {
+	if err := json.Unmarshal(b, &w); err != nil || len(w.Slots) > maxSlots || len(w.Askers) > maxAskers || !printable(w.Version) {
 		return Status{}, errBadAnswer
+	}
+	for _, a := range w.Askers {
+		if !printable(a.Peer) || !printable(a.Op) {
+			return Status{}, errBadAnswer
+		}
 	}
 	slots, err := heldSlots(w.Slots)
 	if err != nil {
 		return Status{}, errBadAnswer
 	}
 	return Status{w.Version, w.Started, slots, w.Askers}, nil
+}
+
+// printable says whether s is short and of visible ASCII characters.
+func printable(s string) bool {
+	return len(s) <= 256 && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // maxSlots bounds the slots in an answer: one current, and those that are pending.
@@ -362,6 +372,8 @@ func code(err error) (status int, code string) {
 		return 409, codeForeign
 	case errors.Is(err, seal.ErrStale):
 		return 409, codeStale
+	case errors.Is(err, seal.ErrThrottled):
+		return 429, codeThrottled
 	}
 	return 400, codeBadRequest
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"pgregory.net/rapid"
@@ -165,4 +166,74 @@ func FuzzTrust(f *testing.F) {
 			t.Fatalf("%q: admitted %v", path, got)
 		}
 	})
+}
+
+func FuzzProveRequest(f *testing.F) {
+	w := wireSlot(someSlot)
+	w.Nonce = bytes.Repeat([]byte{9}, nonceSize)
+	f.Add(mustJSON(w))
+	f.Add(placeRequest(someSlot, bytes.Repeat([]byte{7}, 32)))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		slot, nonce, err := parseSlot(b, proveFields)
+		if err != nil {
+			return
+		}
+		w := wireSlot(slot)
+		w.Nonce = nonce
+		again, back, err := parseSlot(mustJSON(w), proveFields)
+		if err != nil || again != slot || !bytes.Equal(back, nonce) || len(nonce) != nonceSize {
+			t.Fatal("what was accepted does not survive a round trip", err)
+		}
+	})
+}
+
+// A Keeper's answers are read as if it lied.
+func FuzzAnswers(f *testing.F) {
+	f.Add(proofAnswer([32]byte{1}))
+	f.Add(statusAnswer(Status{Version: "v1", Started: time.Unix(1, 0).UTC(), Slots: []HeldSlot{{someSlot, true}},
+		Askers: []Asking{{Peer: "spiffe://spike.ist/spike/nexus/n", Op: "fetch", Count: 3, Refused: 1, Last: time.Unix(2, 0).UTC()}}}))
+	f.Add([]byte(`{"slots":[{}]}`))
+	f.Add([]byte("{\"version\":\"\\u001b[2J\"}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if proof, err := parseProof(b); err == nil {
+			if again, err := parseProof(proofAnswer(proof)); err != nil || again != proof {
+				t.Fatal("a proof does not survive a round trip", err)
+			}
+		}
+		s, err := parseStatus(b)
+		if err != nil {
+			return
+		}
+		if len(s.Slots) > maxSlots || len(s.Askers) > maxAskers || len(s.Version) > 256 {
+			t.Fatal("an answer without bounds")
+		}
+		for _, a := range append(s.Askers, Asking{Peer: s.Version}) {
+			if strings.ContainsAny(a.Peer+a.Op, "\x00\x07\x1b\n\r\t") {
+				t.Fatalf("%+q could do something to a terminal", a.Peer+a.Op)
+			}
+		}
+		if _, err := parseStatus(statusAnswer(s)); err != nil {
+			t.Fatal("a status does not survive a round trip", err)
+		}
+	})
+}
+
+func TestProveRequestIsStrict(t *testing.T) {
+	t.Parallel()
+	w := wireSlot(someSlot)
+	for n, want := range map[int]bool{32: true, 31: false, 33: false, 0: false} {
+		w.Nonce = bytes.Repeat([]byte{1}, n)
+		if _, _, err := parseSlot(mustJSON(w), proveFields); (err == nil) != want {
+			t.Errorf("a nonce of %d bytes: %v", n, err)
+		}
+	}
+	w.Nonce = bytes.Repeat([]byte{1}, 32)
+	w.Share = bytes.Repeat([]byte{1}, 32)
+	if _, _, err := parseSlot(mustJSON(w), proveFields); err == nil {
+		t.Error("a share in a challenge was accepted")
+	}
+	if _, _, err := parseSlot(mustJSON(w), placeFields); err == nil {
+		t.Error("a nonce beside a share was accepted")
+	}
 }

@@ -151,6 +151,7 @@ func TestUpgrade(t *testing.T) {
 	u := &upgrading{c, t, operator, now}
 
 	stop := u.load()
+	u.keepers("a new Keeper among peers of the version before", 0)
 	for i := range c.Peers() {
 		if s, err := operator.Status(t.Context()); err != nil || s.Level > fsm.FirstLevel {
 			t.Errorf("with %s not upgraded the level is %d: %v", harness.PeerName(i), s.Level, err)
@@ -159,21 +160,11 @@ func TestUpgrade(t *testing.T) {
 		u.eventually("all serve", func() error { return serves(operator) })
 		u.lead(fmt.Sprint("upgraded-", i+1))
 	}
-	for i := range 3 {
-		u.restart(c.Keeper(i), now)
-		u.eventually("the Keeper has its share again", func() error {
-			s, err := operator.Status(t.Context())
-			if err != nil {
-				return err
-			}
-			for _, k := range s.Keepers {
-				if k.Health != "good" {
-					return fmt.Errorf("%s: %s", k.Name, k.Health)
-				}
-			}
-			return nil
-		})
-	}
+	u.proven("new peers, and two Keepers of the version before", 1)
+	u.keepers("", 1)
+	u.proven("one Keeper of the version before", 2)
+	u.keepers("", 2)
+	u.proven("all Keepers are new", 3)
 	u.eventually("the level rises", func() error {
 		s, err := operator.Status(t.Context())
 		if err == nil && s.Level != fsm.Level {
@@ -201,6 +192,46 @@ func TestUpgrade(t *testing.T) {
 	p.Binary = filepath.Join(now, "nexus")
 	u.must(p.Start())
 	u.eventually("all peers have one state", func() error { return c.Whole(t.Context(), operator) })
+}
+
+// keepers upgrades one Keeper and waits until all have their shares. It looks once a second: peers of the version
+// before fetch every share for a look, and the new Keepers do not give them away at any pace.
+func (u *upgrading) keepers(what string, i int) {
+	u.t.Helper()
+	u.restart(u.Keeper(i), u.now)
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	u.eventually("all Keepers have their shares: "+what, func() error {
+		<-look.C
+		s, err := u.operator.Status(u.t.Context())
+		if err != nil {
+			return err
+		}
+		for _, k := range s.Keepers {
+			if k.Health != "good" {
+				return fmt.Errorf("%s: %s", k.Name, k.Health)
+			}
+		}
+		return nil
+	})
+}
+
+// proven checks that all Keepers are good, so many of them without having sent their shares.
+func (u *upgrading) proven(what string, want int) {
+	u.t.Helper()
+	a, err := u.operator.VerifyKeepers(u.t.Context())
+	if err != nil {
+		u.t.Fatalf("%s: %v", what, err)
+	}
+	proven := 0
+	for _, k := range a.Keepers {
+		if k.Health == "good" && !k.Fetched {
+			proven++
+		}
+	}
+	if a.Good != 3 || proven != want {
+		u.t.Errorf("%s: %d are good, %d proven: %+v", what, a.Good, proven, a.Keepers)
+	}
 }
 
 func serves(operator *client.Client) error {
