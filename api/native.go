@@ -142,6 +142,10 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 		keys, err := st.Keys(ctx, r)
 		return http.StatusOK, keysAnswer(keys), err
 	})
+	routes[client.RouteKeyPrune] = post(s, func(ctx context.Context, r store.Request, q client.PruneKeysRequest) (client.PruneKeysAnswer, error) {
+		pruned, err := st.PruneKeys(ctx, r, q.Before)
+		return client.PruneKeysAnswer{Pruned: pruned}, err
+	})
 	routes[client.RouteKeyRotate] = post(s, func(ctx context.Context, r store.Request, q client.RotateRequest) (struct{}, error) {
 		return struct{}{}, st.RotateKeys(ctx, r, q.Purposes)
 	})

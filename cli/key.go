@@ -19,6 +19,10 @@ func keyCommand() *cli.Command {
 			Flags:       []cli.Flag{&cli.StringSliceFlag{Name: "purpose", DefaultText: "all of these", Usage: "`PURPOSE` to rotate: archive, audit-path, cipher or data; may be repeated"}},
 			Action:      with(rotateKeys)},
 		rekeyCommand(),
+		{Name: "prune", Usage: "drop archived keys that no archive needs any more (role superuser)",
+			Description: "Archives, backups and disks of before that time do not open afterwards: do it when none is kept.",
+			Flags:       []cli.Flag{&cli.StringFlag{Name: "archives-before", Required: true, Usage: "`TIME` before which no archive is kept, as 2026-01-31T15:04:05Z"}, yesFlag()},
+			Action:      with(pruneKeys)},
 	}}
 }
 
@@ -35,6 +39,30 @@ func rotateKeys(c *cli.Context, dial dialer) error {
 	}
 	return show(c, map[string]bool{"rotated": true}, func(io.Writer) {
 		fmt.Fprintln(c.App.ErrWriter, "new keys are in use; records are re-encrypted in the background: spikectl key status")
+	})
+}
+
+func pruneKeys(c *cli.Context, dial dialer) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	before, err := time.Parse(time.RFC3339, c.String("archives-before"))
+	if err != nil {
+		return usage("--archives-before: %q is not a time like 2026-01-31T15:04:05Z", c.String("archives-before"))
+	}
+	if err := confirm(c, fmt.Sprintf("Drop the keys that archives of before %s need?", before.UTC().Format(time.RFC3339))); err != nil {
+		return err
+	}
+	cl, ctx, err := dial()
+	if err != nil {
+		return err
+	}
+	answer, err := cl.PruneKeys(ctx, before)
+	if err != nil {
+		return needsRole(err, "superuser")
+	}
+	return show(c, answer, func(io.Writer) {
+		fmt.Fprintf(c.App.ErrWriter, "%s dropped\n", count(answer.Pruned, "archived key"))
 	})
 }
 

@@ -55,6 +55,15 @@ func (o operator) RotateKeys(ctx context.Context, purposes []string) error {
 	return rotationError(n.seal.Rotate(ctx, ledger{n}, list))
 }
 
+// PruneKeys drops archived keys.
+func (o operator) PruneKeys(ctx context.Context, before time.Time) (int, error) {
+	if o.n.machine.View().Level() < levelOfRotation {
+		return 0, o.n.levelTooLow()
+	}
+	pruned, err := o.n.seal.Prune(ctx, ledger(o), before)
+	return pruned, rotationError(err)
+}
+
 // levelTooLow says which members keep the cluster at its level.
 func (n *Node) levelTooLow() error {
 	var old []string

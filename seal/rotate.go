@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/internal/failpoint"
+	"github.com/spike-ha/spike-ha/seal/internal/locked"
 	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
 )
 
@@ -57,6 +58,7 @@ func (s *Seal) Archive(ctx context.Context, ledger Ledger, p Purpose, ids [][]by
 			at := slices.IndexFunc(live.Epochs, is)
 			switch {
 			case at > 0:
+				live.Epochs[at].ArchivedUnixNano = s.cfg.now().UnixNano()
 				archived.Epochs = append(archived.Epochs, live.Epochs[at])
 				live.Epochs = slices.Delete(live.Epochs, at, at+1)
 			case !slices.ContainsFunc(archived.Epochs, is):
@@ -66,6 +68,41 @@ func (s *Seal) Archive(ctx context.Context, ledger Ledger, p Purpose, ids [][]by
 		slices.SortStableFunc(archived.Epochs, func(a, b *sealpb.Epoch) int { return cmp.Compare(b.CreatedUnixNano, a.CreatedUnixNano) })
 		return nil
 	})
+}
+
+// errNothing ends a change of the keyring that would change nothing.
+var errNothing = errors.New("seal: there is nothing to change")
+
+// Prune drops the archived keys that left the live peers before a time: for who knows that no archive, disk or backup of
+// before then is kept or will be wanted. What is under them opens never again. It returns how many there were.
+// Errors: as Rotate.
+func (s *Seal) Prune(ctx context.Context, ledger Ledger, before time.Time) (pruned int, err error) {
+	err = s.change(ctx, ledger, func(ring *sealpb.Keyring) error {
+		pruned = 0
+		var kept []*sealpb.Ring
+		for _, r := range ring.GetArchived() {
+			r.Epochs = slices.DeleteFunc(r.Epochs, func(e *sealpb.Epoch) bool {
+				if e.GetArchivedUnixNano() >= before.UnixNano() {
+					return false
+				}
+				locked.Wipe(e.GetKey())
+				pruned++
+				return true
+			})
+			if len(r.Epochs) > 0 {
+				kept = append(kept, r)
+			}
+		}
+		if pruned == 0 {
+			return errNothing
+		}
+		ring.Archived = kept
+		return nil
+	})
+	if errors.Is(err, errNothing) {
+		return 0, nil
+	}
+	return pruned, err
 }
 
 // ringOf is the ring of a purpose, added when there is none.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/spike-ha/spike-ha/seal"
 )
@@ -176,4 +177,58 @@ func TestFollowOfAnotherShareSet(t *testing.T) {
 	if err := w.first.Follow(st); !errors.Is(err, seal.ErrStaleState) {
 		t.Fatal(err)
 	}
+}
+
+// Archived keys are dropped by the time at which they left the live peers, and nothing else is.
+func TestPrune(t *testing.T) {
+	t.Parallel()
+	ctx, w := t.Context(), newWorld(t, 3, 2)
+	if n, err := w.first.Prune(ctx, w.ledger, time.Now().Add(time.Hour)); n != 0 || err != nil {
+		t.Fatal("with nothing archived:", n, err)
+	}
+	var between time.Time
+	for i := range 2 {
+		if i == 1 {
+			between = time.Now()
+		}
+		if err := w.first.Rotate(ctx, w.ledger, seal.Rotatable); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.first.Follow(w.now()); err != nil {
+			t.Fatal(err)
+		}
+		retired, err := w.first.RetiredEpochs(seal.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.first.Archive(ctx, w.ledger, seal.Data, retired); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.first.Follow(w.now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(n int) {
+		t.Helper()
+		if got := statuses(t, w.first, w.now(), seal.Data); len(got) != 1+n {
+			t.Fatalf("%v, want %d archived", got, n)
+		}
+		if got := statuses(t, w.first, w.now(), seal.Cipher); len(got) != 3 || got[2] != seal.Retired {
+			t.Fatal("retired keys are gone:", got)
+		}
+	}
+	want(2)
+	before := w.now().Keyring
+	if n, err := w.first.Prune(ctx, w.ledger, time.Unix(1, 0)); n != 0 || err != nil || !bytes.Equal(w.now().Keyring, before) {
+		t.Fatal("before all of them:", n, err)
+	}
+	if n, err := w.first.Prune(ctx, w.ledger, between); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	want(1)
+	if n, err := w.first.Prune(ctx, w.ledger, time.Now().Add(time.Hour)); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	want(0)
+	w.peer(t) // opens
 }

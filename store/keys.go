@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/secret"
@@ -31,6 +32,21 @@ func (s *Store) RotateKeys(ctx context.Context, r Request, purposes []string) er
 		}
 		return s.cfg.Operator.RotateKeys(ctx, purposes)
 	}, secret.RoleSuperuser)
+}
+
+// PruneKeys drops the archived keys that left the live peers before a time.
+// What is under them, in archives and on disks of before, opens never again.
+func (s *Store) PruneKeys(ctx context.Context, r Request, before time.Time) (pruned int, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	err = s.operateOn(ctx, r, "key.prune", "archived before "+before.UTC().Format(time.RFC3339), func() error {
+		if before.After(s.cfg.Now()) {
+			return secret.Invalid("before", "it lies in the future")
+		}
+		pruned, err = s.cfg.Operator.PruneKeys(ctx, before)
+		return err
+	}, secret.RoleSuperuser)
+	return pruned, err
 }
 
 // Keys describes the keys of the cluster: for superusers, admins and operators.

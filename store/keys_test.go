@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/secret"
@@ -83,5 +84,23 @@ func TestRekeyIsAuthorisedAndAudited(t *testing.T) {
 	want := []string{"key.rekey intent allow" + about, "key.rekey outcome allow" + about, "key.rekey.cancel intent allow", "key.rekey.cancel outcome allow"}
 	if len(lines) < 4 || !slices.Equal(lines[:4], want) {
 		t.Fatalf("%q, want %q", lines, want)
+	}
+}
+
+func TestPruneKeysIsAuthorisedAndAudited(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	from := len(w.audit.records)
+	before := time.Now().Add(-time.Hour)
+	if n, err := w.PruneKeys(ctx, su, before); n != 1 || err != nil || len(w.pruned) != 1 || !w.pruned[0].Equal(before) {
+		t.Fatal(n, err, w.pruned)
+	}
+	_, err := w.PruneKeys(ctx, web, before)
+	wantCode(t, err, secret.CodeDenied)
+	_, err = w.PruneKeys(ctx, su, time.Now().Add(time.Hour))
+	wantCode(t, err, secret.CodeInvalid)
+	want := []string{"key.prune intent allow", "key.prune outcome allow ok", "key.prune decision deny", "key.prune intent allow", "key.prune outcome refuse invalid"}
+	if got := w.audit.since(from); !slices.Equal(got, want) || len(w.pruned) != 1 {
+		t.Fatalf("%q", got)
 	}
 }

@@ -32,6 +32,7 @@ type world struct {
 	audit   *fakeAudit
 	shares  []store.RecoveryShare // what the operator door gives out
 	changes []store.MemberChange  // what it was asked for
+	pruned  []time.Time           // the time of each pruning
 	rotated [][]string            // the purposes of each rotation
 	seals   []string              // each change of a seal
 	rekeys  []store.Rekeying
@@ -62,6 +63,11 @@ func (o operator) SetSealed(_ context.Context, sealed bool, peer string) error {
 func (o operator) ChangeMembers(_ context.Context, c store.MemberChange) error {
 	o.w.changes = append(o.w.changes, c)
 	return nil
+}
+
+func (o operator) PruneKeys(_ context.Context, before time.Time) (int, error) {
+	o.w.pruned = append(o.w.pruned, before)
+	return 1, nil
 }
 
 func (o operator) RotateKeys(_ context.Context, purposes []string) error {

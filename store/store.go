@@ -89,6 +89,9 @@ type Operator interface {
 	Rekey(ctx context.Context, r Rekeying) error
 	// CancelRekey gives up a pending share set and returns its id, "" for none.
 	CancelRekey(ctx context.Context) (string, error)
+	// PruneKeys drops archived keys that left the live peers before a time, and
+	// says how many there were.
+	PruneKeys(ctx context.Context, before time.Time) (int, error)
 	// Keys describes the keys of the cluster.
 	Keys(ctx context.Context) (KeyStatus, error)
 	// Keepers describes the Keepers; with prove, as they prove themselves now:

@@ -317,6 +317,12 @@ func NewID() string {
 	return hex.EncodeToString(id[:])
 }
 
+// PruneKeys drops archived keys that left the live peers before a time. It may be
+// done again.
+func (c *Client) PruneKeys(ctx context.Context, before time.Time) (PruneKeysAnswer, error) {
+	return read[PruneKeysAnswer](ctx, c, RouteKeyPrune, PruneKeysRequest{before})
+}
+
 // Init gives a new cluster its root key. It is tried until the cluster answers;
 // doing it again is refused with CodeConflict.
 func (c *Client) Init(ctx context.Context, q InitRequest) error {

@@ -81,6 +81,7 @@ const (
 	RouteMemberUndrain  = "/v1/sys/members/undrain"
 	RouteKeys           = "/v1/sys/keys" // GET
 	RouteKeyRotate      = "/v1/sys/keys/rotate"
+	RouteKeyPrune       = "/v1/sys/keys/prune"
 	RouteKeyRekey       = "/v1/sys/keys/rekey"
 	RouteKeyRekeyCancel = "/v1/sys/keys/rekey/cancel"
 
@@ -346,6 +347,17 @@ type RestoreAnswer struct {
 	Remaining int   `json:"remaining"`
 	Given     []int `json:"given"` // numbers of the shares collected so far
 	Restored  bool  `json:"restored"`
+}
+
+// PruneKeysRequest says which archived keys to drop: those that left the live
+// peers before then.
+type PruneKeysRequest struct {
+	Before time.Time `json:"before"`
+}
+
+// PruneKeysAnswer says how many there were.
+type PruneKeysAnswer struct {
+	Pruned int `json:"pruned"`
 }
 
 // SealRequest names the peer to seal or unseal; empty: the cluster.

@@ -144,12 +144,13 @@ func (x *Ring) GetEpochs() []*Epoch {
 
 // Epoch is one key and when it came into use.
 type Epoch struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Id              []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                                     // 8 random bytes, unique in the keyring
-	Key             []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`                                                   // 32 bytes
-	CreatedUnixNano int64                  `protobuf:"varint,3,opt,name=created_unix_nano,json=createdUnixNano,proto3" json:"created_unix_nano,omitempty"` // for people; nothing decides by it
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                                        // 8 random bytes, unique in the keyring
+	Key              []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`                                                      // 32 bytes
+	CreatedUnixNano  int64                  `protobuf:"varint,3,opt,name=created_unix_nano,json=createdUnixNano,proto3" json:"created_unix_nano,omitempty"`    // for people; nothing decides by it
+	ArchivedUnixNano int64                  `protobuf:"varint,4,opt,name=archived_unix_nano,json=archivedUnixNano,proto3" json:"archived_unix_nano,omitempty"` // of an archived one: when it left the live keys; archives made before may need it
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Epoch) Reset() {
@@ -203,6 +204,13 @@ func (x *Epoch) GetCreatedUnixNano() int64 {
 	return 0
 }
 
+func (x *Epoch) GetArchivedUnixNano() int64 {
+	if x != nil {
+		return x.ArchivedUnixNano
+	}
+	return 0
+}
+
 var File_seal_internal_sealpb_seal_proto protoreflect.FileDescriptor
 
 const file_seal_internal_sealpb_seal_proto_rawDesc = "" +
@@ -214,11 +222,12 @@ const file_seal_internal_sealpb_seal_proto_rawDesc = "" +
 	"\x0einherited_from\x18\x03 \x01(\fR\rinheritedFrom\"P\n" +
 	"\x04Ring\x12\x18\n" +
 	"\apurpose\x18\x01 \x01(\tR\apurpose\x12.\n" +
-	"\x06epochs\x18\x02 \x03(\v2\x16.spikeha.seal.v1.EpochR\x06epochs\"U\n" +
+	"\x06epochs\x18\x02 \x03(\v2\x16.spikeha.seal.v1.EpochR\x06epochs\"\x83\x01\n" +
 	"\x05Epoch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12*\n" +
-	"\x11created_unix_nano\x18\x03 \x01(\x03R\x0fcreatedUnixNanoB3Z1github.com/spike-ha/spike-ha/seal/internal/sealpbb\x06proto3"
+	"\x11created_unix_nano\x18\x03 \x01(\x03R\x0fcreatedUnixNano\x12,\n" +
+	"\x12archived_unix_nano\x18\x04 \x01(\x03R\x10archivedUnixNanoB3Z1github.com/spike-ha/spike-ha/seal/internal/sealpbb\x06proto3"
 
 var (
 	file_seal_internal_sealpb_seal_proto_rawDescOnce sync.Once
