@@ -293,9 +293,7 @@ func (n *Node) fold(r Recovery, plan *peerpb.Recovery) error {
 	if err != nil {
 		return err
 	}
-	conf := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(n.cfg.ID), Address: raft.ServerAddress(plan.GetAddress())}}}
-	_, encoder := raft.NewInmemTransport("") // writes addresses into a field that only old versions read
-	sink, err := n.snapshots.Create(raft.SnapshotVersionMax, plan.GetIndex(), plan.GetLastTerm(), conf, plan.GetIndex(), encoder)
+	sink, err := seedSink(n.snapshots, n.cfg.ID, plan.GetAddress(), plan.GetIndex(), plan.GetLastTerm())
 	if err != nil {
 		return err
 	}
