@@ -21,13 +21,12 @@ import (
 //	header: format(1) ‖ epoch id(8) ‖ process id(16) ‖ salt(32)
 //	chunks: AES-256-GCM ciphertext of 65,536 bytes, the last one's of 1 to 65,536, each with its tag(16)
 //
-// An empty stream has one chunk, of no bytes. The key is HKDF-SHA-256(cipher epoch's key; cluster id, epoch id, process id,
-// salt), the AAD of each chunk the header, its nonce the chunk's number in 11 bytes and one byte that is 1 for the last chunk
+// An empty stream has one chunk, of no bytes. The key is HKDF-SHA-256(epoch's key; cluster id, epoch id, process id,
+// salt), the AAD of each chunk the header and the context, its nonce the chunk's number in 11 bytes and one byte that is 1 for the last chunk
 // alone: chunks that are left out, moved, doubled or added do not open. The salt is random, so each stream has a key
 // of its own and its nonces are no secret counter to keep.
 
 const (
-	streamFormat = 2 // not that of a record: the two are told apart by their first byte
 	saltSize     = 32
 	streamHeader = 1 + epochIDSize + processIDSize + saltSize
 
@@ -37,12 +36,34 @@ const (
 	maxChunks = 1 << 32
 )
 
+// streamUse is what a stream is for: what one is made for opens as no other.
+type streamUse struct {
+	format  byte // the header's first: not that of a record, which it is told apart from by that
+	purpose Purpose
+	label   string // of the key's derivation
+}
+
+var (
+	cipherStream  = streamUse{2, Cipher, "spike-ha/seal/1/stream-key"}
+	archiveStream = streamUse{3, Archive, "spike-ha/seal/1/archive-stream-key"}
+)
+
 // stream is what both directions have in common.
 type stream struct {
-	seal   *Seal
-	ticket uint64 // from when the stream began: Lock ends it, even if keys are here again
-	header [streamHeader]byte
-	next   uint64 // number of the next chunk
+	seal    *Seal
+	use     streamUse
+	ticket  uint64 // from when the stream began: Lock ends it, even if keys are here again
+	header  [streamHeader]byte
+	context []byte // authenticated with the header
+	next    uint64 // number of the next chunk
+}
+
+// aad is what is authenticated with each chunk: the header, and the context where there is one.
+func (s *stream) aad() []byte {
+	if s.context == nil {
+		return s.header[:]
+	}
+	return append(s.header[:streamHeader:streamHeader], s.context...)
 }
 
 // work calls f with what the next chunk is sealed or opened with, which f must not keep. The key is derived for each
@@ -61,10 +82,10 @@ func (s *stream) work(last bool, f func(aead cipher.AEAD, nonce []byte) error) e
 	defer k.release()
 	id, process, salt := epochID(s.header[1:]), s.header[1+epochIDSize:][:processIDSize], s.header[streamHeader-saltSize:]
 	e := k.epochs[id]
-	if e == nil || e.purpose != Cipher {
+	if e == nil || e.purpose != s.use.purpose {
 		return ErrOpen
 	}
-	info := label("spike-ha/seal/1/stream-key", k.cluster.ID[:], id[:], process)
+	info := label(s.use.label, k.cluster.ID[:], id[:], process)
 	var nonce [nonceSize]byte
 	binary.BigEndian.PutUint64(nonce[3:], s.next)
 	if last {
@@ -97,14 +118,18 @@ func streamCipher(epochKey, salt []byte, info string) (cipher.AEAD, error) {
 // makes the stream whole: without it, it does not open to its end. The writer is for one goroutine. Its
 // errors: those of dst, ErrSealed after Lock, ErrTooLarge; after one the stream is lost. Error: ErrSealed.
 func (s *Seal) EncryptStream(dst io.Writer) (io.WriteCloser, error) {
-	w := &streamWriter{stream: stream{seal: s, ticket: s.ticket()}, dst: dst, buffer: make([]byte, 0, StreamChunk+tagSize)}
+	return s.encryptStream(cipherStream, dst, nil)
+}
+
+func (s *Seal) encryptStream(use streamUse, dst io.Writer, context []byte) (io.WriteCloser, error) {
+	w := &streamWriter{stream: stream{seal: s, use: use, ticket: s.ticket(), context: context}, dst: dst, buffer: make([]byte, 0, StreamChunk+tagSize)}
 	k, err := s.acquire()
 	if err != nil {
 		return nil, err
 	}
 	defer k.release()
-	header := append(w.header[:0], streamFormat)
-	id, process := k.current[Cipher].id, k.writer.Load().process // every keyring has a cipher key: checkKeyring
+	header := append(w.header[:0], use.format)
+	id, process := k.current[use.purpose].id, k.writer.Load().process // every keyring has a key of each: checkKeyring
 	header = append(append(header, id[:]...), process[:]...)
 	rand.Read(header[len(header):streamHeader])
 	return w, nil
@@ -150,7 +175,7 @@ func (w *streamWriter) flush(last bool) {
 	first := w.next == 0
 	sealed := w.buffer
 	w.err = w.work(last, func(aead cipher.AEAD, nonce []byte) error {
-		sealed = aead.Seal(sealed[:0], nonce, sealed, w.header[:]) // in place: there is room
+		sealed = aead.Seal(sealed[:0], nonce, sealed, w.aad()) // in place: there is room
 		return nil
 	})
 	if w.err == nil && first {
@@ -167,7 +192,11 @@ func (w *streamWriter) flush(last bool) {
 // It reads src to its end. The reader is for one goroutine. Its errors: those of src, ErrSealed after Lock, and for
 // everything wrong with the bytes alike, ErrOpen. Error: ErrSealed.
 func (s *Seal) DecryptStream(src io.Reader) (io.Reader, error) {
-	r := &streamReader{stream: stream{seal: s, ticket: s.ticket()}, src: src}
+	return s.decryptStream(cipherStream, src, nil)
+}
+
+func (s *Seal) decryptStream(use streamUse, src io.Reader, context []byte) (io.Reader, error) {
+	r := &streamReader{stream: stream{seal: s, use: use, ticket: s.ticket(), context: context}, src: src}
 	if s.Sealed() {
 		return nil, ErrSealed
 	}
@@ -208,7 +237,7 @@ func (r *streamReader) fill() {
 			r.err = cut(err)
 			return
 		}
-		if r.header[0] != streamFormat {
+		if r.header[0] != r.use.format {
 			r.err = ErrOpen
 			return
 		}
@@ -231,7 +260,7 @@ func (r *streamReader) fill() {
 	r.ahead = 1
 	var plain []byte
 	r.err = r.work(last, func(aead cipher.AEAD, nonce []byte) (err error) {
-		if plain, err = aead.Open(r.buffer[:0], nonce, r.buffer[:n], r.header[:]); err != nil { // in place
+		if plain, err = aead.Open(r.buffer[:0], nonce, r.buffer[:n], r.aad()); err != nil { // in place
 			return ErrOpen
 		}
 		return nil
