@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X github.com/spike-ha/spike-ha/node.Version=$(VERSION) -X gith
 BIN     := bin
 # Erases what Go copies of keys: seal/internal/erase.
 export GOEXPERIMENT ?= runtimesecret
-PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto
+PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto snapshot/internal/archivepb/archive.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help build dev demo test test-long bench bench-all fuzz lint fmt proto pins clean

@@ -1,0 +1,316 @@
+// Package s3 is a snapshot.Bucket in an S3 store, through the AWS SDK.
+//
+// It assumes of the store single PUTs that appear whole or not at all, which S3 promises, and lists that may lag. Names are
+// never written twice: by a conditional PUT (If-None-Match) where the store has it, which Probe finds out, else by looking first,
+// which leaves a moment in which two writers of one name both write. Writers of archives write the same content under
+// the same name, so that the second one does no harm.
+//
+// Checksums beyond what a store asks for are not sent, because many that are not AWS refuse them; the SHA-256 of the body is part
+// of the request's signature, and archives authenticate themselves.
+package s3
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
+
+	"github.com/spike-ha/spike-ha/snapshot"
+)
+
+// MaxObject is the largest object of a single PUT, in bytes.
+const MaxObject = 5 << 30
+
+const (
+	attempts   = 6 // of a request; the last waits some 10 s before
+	maxBackoff = 8 * time.Second
+	// attemptTimeout bounds how long a store may say nothing.
+	attemptTimeout = 30 * time.Second
+)
+
+// Bucket implements snapshot.Bucket.
+type Bucket struct {
+	client *s3.Client
+	bucket string
+	url    string
+	plain  bool // the store has no conditional PUT
+}
+
+var _ snapshot.Bucket = (*Bucket)(nil)
+
+// Open makes a Bucket of s3://BUCKET?option=…; it asks the store nothing. Options, all of them optional:
+//
+//	endpoint=https://host:port   of a store that is not AWS
+//	region=eu-central-1          else as the SDK finds it; us-east-1 for an endpoint
+//	path-style=true              the bucket's name in the path rather than in the host
+//	ca=/file                     certificates of authorities to trust besides the system's, in PEM
+//	conditional=false            the store has no conditional PUT
+//
+// Credentials come from the SDK's ordinary chain: environment, shared files, web identity, instance.
+func Open(ctx context.Context, u *url.URL) (*Bucket, error) {
+	o, err := parse(u)
+	if err != nil {
+		return nil, err
+	}
+	transport := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.roots}
+		t.ResponseHeaderTimeout = attemptTimeout
+		t.MaxIdleConnsPerHost = 8
+	})
+	load := []func(*config.LoadOptions) error{
+		config.WithHTTPClient(transport),
+		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
+		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
+		config.WithRetryer(func() aws.Retryer {
+			return retry.NewStandard(func(r *retry.StandardOptions) {
+				r.MaxAttempts, r.MaxBackoff = attempts, maxBackoff
+				r.Retryables = append(r.Retryables, retry.RetryableErrorCode{Codes: map[string]struct{}{"ConditionalRequestConflict": {}, "OperationAborted": {}}})
+				r.RateLimiter = noLimit{} // of whoever asks, not of the store: a short outage must not use it up
+			})
+		}),
+	}
+	if o.region != "" {
+		load = append(load, config.WithRegion(o.region))
+	}
+	cfg, err := config.LoadDefaultConfig(ctx, load...)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: the S3 configuration: %w", err)
+	}
+	client := s3.NewFromConfig(cfg, func(c *s3.Options) {
+		if o.endpoint != "" {
+			c.BaseEndpoint = aws.String(o.endpoint)
+		}
+		c.UsePathStyle = o.pathStyle
+	})
+	return &Bucket{client: client, bucket: o.bucket, url: "s3://" + o.bucket, plain: o.plain}, nil
+}
+
+type noLimit struct{}
+
+func (noLimit) GetToken(context.Context, uint) (func() error, error) {
+	return func() error { return nil }, nil
+}
+
+func (noLimit) AddTokens(uint) error { return nil }
+
+type options struct {
+	bucket, endpoint, region string
+	pathStyle, plain         bool
+	roots                    *x509.CertPool
+}
+
+func parse(u *url.URL) (o options, err error) {
+	bad := func(what string) (options, error) {
+		return o, fmt.Errorf("snapshot: the bucket's address: %s; write s3://BUCKET?endpoint=https://host:port", what)
+	}
+	if u.Scheme != "s3" || u.Host == "" || u.User != nil || u.Fragment != "" {
+		return bad("it has no bucket, or more than that (credentials come from the environment)")
+	}
+	o.bucket = u.Host
+	values, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return bad("its options cannot be read")
+	}
+	for name, list := range values {
+		if len(list) != 1 {
+			return bad("the option " + strconv.Quote(name) + " is there twice")
+		}
+		value, ok := list[0], true
+		switch name {
+		case "endpoint":
+			e, err := url.Parse(value)
+			ok = err == nil && (e.Scheme == "https" || e.Scheme == "http") && e.Host != "" && e.User == nil
+			o.endpoint = value
+		case "region":
+			o.region = value
+		case "path-style":
+			o.pathStyle, err = strconv.ParseBool(value)
+			ok = err == nil
+		case "conditional":
+			var has bool
+			has, err = strconv.ParseBool(value)
+			o.plain, ok = !has, err == nil
+		case "ca":
+			pem, err := os.ReadFile(value)
+			if err != nil {
+				return o, fmt.Errorf("snapshot: the authorities of the bucket: %w", err)
+			}
+			if o.roots, err = x509.SystemCertPool(); err != nil {
+				o.roots = x509.NewCertPool()
+			}
+			ok = o.roots.AppendCertsFromPEM(pem)
+		default:
+			return bad("there is no option " + strconv.Quote(name))
+		}
+		if !ok {
+			return bad(fmt.Sprintf("the option %s cannot be %.100q", name, value))
+		}
+	}
+	if o.endpoint != "" && o.region == "" {
+		o.region = "us-east-1"
+	}
+	return o, nil
+}
+
+// String implements snapshot.Bucket.
+func (b *Bucket) String() string { return b.url }
+
+// Create implements snapshot.Bucket.
+func (b *Bucket) Create(ctx context.Context, name string, size int64, body io.ReadSeeker) error {
+	if size > MaxObject {
+		return fmt.Errorf("snapshot: an object of %d bytes; S3 takes %d in one piece", size, int64(MaxObject))
+	}
+	// A shorter body would look like a bad connection, and be tried again and again.
+	if n, err := body.Seek(0, io.SeekEnd); err != nil || n != size {
+		return errors.Join(fmt.Errorf("snapshot: %s has %d bytes instead of %d", name, n, size), err)
+	}
+	if _, err := body.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	in := &s3.PutObjectInput{Bucket: &b.bucket, Key: &name, Body: body, ContentLength: &size, ContentType: aws.String("application/octet-stream")}
+	if b.plain {
+		switch there, err := b.has(ctx, name); {
+		case err != nil:
+			return err
+		case there:
+			return snapshot.ErrExists
+		}
+	} else {
+		in.IfNoneMatch = aws.String("*")
+	}
+	_, err := b.client.PutObject(ctx, in)
+	return b.failure(ctx, err)
+}
+
+func (b *Bucket) has(ctx context.Context, name string) (bool, error) {
+	_, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.bucket, Key: &name})
+	if err = b.failure(ctx, err); errors.Is(err, snapshot.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Open implements snapshot.Bucket.
+func (b *Bucket) Open(ctx context.Context, name string) (io.ReadCloser, snapshot.Object, error) {
+	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.bucket, Key: &name})
+	if err != nil {
+		return nil, snapshot.Object{}, b.failure(ctx, err)
+	}
+	return &body{out.Body, b, ctx, aws.ToInt64(out.ContentLength)}, snapshot.Object{Name: name, Size: aws.ToInt64(out.ContentLength), Modified: aws.ToTime(out.LastModified)}, nil
+}
+
+// body tells a truncated answer from a whole one.
+type body struct {
+	io.ReadCloser
+	b    *Bucket
+	ctx  context.Context
+	left int64
+}
+
+func (r *body) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.left -= int64(n)
+	switch {
+	case err == nil:
+	case !errors.Is(err, io.EOF):
+		err = r.b.failure(r.ctx, err)
+	case r.left != 0:
+		err = fmt.Errorf("%w: the answer was cut short", snapshot.ErrUnavailable)
+	}
+	return n, err
+}
+
+// List implements snapshot.Bucket.
+func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[snapshot.Object, error] {
+	return func(yield func(snapshot.Object, error) bool) {
+		in := &s3.ListObjectsV2Input{Bucket: &b.bucket, Prefix: &prefix}
+		if after != "" {
+			in.StartAfter = &after
+		}
+		for pages := s3.NewListObjectsV2Paginator(b.client, in); pages.HasMorePages(); {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				yield(snapshot.Object{}, b.failure(ctx, err))
+				return
+			}
+			for _, o := range page.Contents {
+				if !yield(snapshot.Object{Name: aws.ToString(o.Key), Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified)}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Delete implements snapshot.Bucket.
+func (b *Bucket) Delete(ctx context.Context, name string) error {
+	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &name})
+	err = b.failure(ctx, err)
+	switch {
+	case errors.Is(err, snapshot.ErrNotFound):
+		return nil
+	case errors.Is(err, snapshot.ErrForbidden):
+		// Stores say "access denied" of a locked object, too.
+		r, lockErr := b.client.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &b.bucket, Key: &name})
+		if lockErr == nil && r.Retention != nil && r.Retention.Mode != "" && aws.ToTime(r.Retention.RetainUntilDate).After(time.Now()) {
+			return fmt.Errorf("%w (%s until %s)", snapshot.ErrRetained, r.Retention.Mode, aws.ToTime(r.Retention.RetainUntilDate).Format(time.RFC3339))
+		}
+	}
+	return err
+}
+
+// failure says what the SDK's error means here.
+func (b *Bucket) failure(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", snapshot.ErrUnavailable, context.Cause(ctx))
+	}
+	var api smithy.APIError
+	code := ""
+	if errors.As(err, &api) {
+		code = api.ErrorCode()
+	}
+	status := 0
+	var response *awshttp.ResponseError
+	if errors.As(err, &response) {
+		status = response.HTTPStatusCode()
+	}
+	var missing *types.NoSuchKey
+	switch {
+	case code == "NoSuchBucket":
+		return fmt.Errorf("%w: there is no bucket %s", snapshot.ErrForbidden, b.url)
+	case errors.As(err, &missing), code == "NotFound", code == "NoSuchKey", status == http.StatusNotFound:
+		return snapshot.ErrNotFound
+	case code == "PreconditionFailed", status == http.StatusPreconditionFailed:
+		return snapshot.ErrExists
+	case code == "RequestTimeTooSkewed":
+		return fmt.Errorf("%w: the clocks of the store and of this machine differ by more than it accepts", snapshot.ErrForbidden)
+	case code == "NotImplemented", status == http.StatusNotImplemented:
+		return fmt.Errorf("%w: the store does not know this request; try conditional=false in the bucket's address", snapshot.ErrForbidden)
+	case status == http.StatusForbidden, status == http.StatusUnauthorized, strings.Contains(err.Error(), "failed to refresh cached credentials"), strings.Contains(err.Error(), "get credentials"):
+		if code == "" {
+			code = "no credentials"
+		}
+		return fmt.Errorf("%w (%s)", snapshot.ErrForbidden, code)
+	}
+	return fmt.Errorf("%w: %w", snapshot.ErrUnavailable, err)
+}
