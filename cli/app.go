@@ -73,7 +73,7 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Write
 	if secret.CodeOf(err) == secret.CodeForgotten {
 		return ExitForgot
 	}
-	if remote != nil && !errors.Is(err, errLocal) {
+	if (remote != nil || errors.Is(err, errRemote)) && !errors.Is(err, errLocal) {
 		return ExitRemote
 	}
 	return ExitLocal
@@ -92,6 +92,9 @@ func innermost(err error) error {
 type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// errRemote marks failures of the other side that have no code.
+var errRemote = errors.New("remote")
 
 // errLocal marks failures that are of this side although they have a code.
 var errLocal = errors.New("local")
@@ -182,7 +185,7 @@ func newApp(in io.Reader, out, errOut io.Writer) *cli.App {
 			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "`DURATION` that one command may take"},
 		},
 		Commands: []*cli.Command{
-			secretCommand(), policyCommand(), cipherCommand(), statusCommand(), clusterCommand(), bootstrapCommand(), keyCommand(), keeperCommand(), operatorCommand(), auditCommand(), devCommand(), versionCommand(),
+			secretCommand(), policyCommand(), cipherCommand(), statusCommand(), clusterCommand(), bootstrapCommand(), keyCommand(), snapshotCommand(), keeperCommand(), operatorCommand(), auditCommand(), devCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

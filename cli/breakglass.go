@@ -253,7 +253,7 @@ func restoreShare(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	request, err := readShare(c)
+	request, err := readShare(c, c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -282,11 +282,11 @@ func restoreShare(c *cli.Context, dial dialer) error {
 	})
 }
 
-// readShare reads a recovery file, or a share in SPIKE's form.
-func readShare(c *cli.Context) (r client.RestoreRequest, err error) {
+// readShare reads a recovery file, or a share in SPIKE's form, from the file of that name, or from standard input.
+func readShare(c *cli.Context, name string) (r client.RestoreRequest, err error) {
 	source := c.App.Reader
-	if c.NArg() == 1 && c.Args().First() != "-" {
-		file, err := os.Open(c.Args().First())
+	if name != "" && name != "-" {
+		file, err := os.Open(name)
 		if err != nil {
 			return r, err
 		}

@@ -83,11 +83,40 @@ func clusterState(s client.Status) string {
 	return "serving"
 }
 
+// archiveText says what would be lost if all peers were, now; "" without an archive.
+func archiveText(peers []client.PeerStatus) (text string) {
+	for _, p := range peers {
+		switch a := p.Archive; {
+		case a == nil:
+		case !a.Active:
+			if text == "" {
+				text = "nobody ships into it now: that takes a leader with its keys"
+			}
+		default:
+			text = "has everything"
+			if a.BehindSeconds > 0 {
+				text = fmt.Sprintf("lacks the last %.1f s", a.BehindSeconds)
+			}
+			if a.Snapshot > 0 {
+				text += ", newest snapshot " + shortTime(a.SnapshotTime)
+			}
+			if a.Error != "" {
+				text += "; FAILING: " + a.Error
+			}
+			return text
+		}
+	}
+	return text
+}
+
 func printStatus(w io.Writer, s client.Status) {
 	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, clusterState(s))
 	fmt.Fprintf(w, "Leader    %s, term %d; can lose %s\n", orDash(s.Leader), s.Term, count(s.Tolerance, "more peer"))
 	fmt.Fprintf(w, "State     %s, %s, %s of %s\n", count(s.Secrets, "secret"), countAs(s.Policies, "policy", "policies"), bytesText(s.StateBytes), bytesText(s.StateLimit))
 	fmt.Fprintf(w, "Keepers   %s, threshold %d\n", goodOf(s.Keepers), s.Threshold)
+	if text := archiveText(s.Peers); text != "" {
+		fmt.Fprintf(w, "Archive   %s\n", text)
+	}
 	for _, a := range s.Alarms {
 		fmt.Fprintf(w, "ALARM     since %s: %s\n", shortTime(a.Since), a.Detail)
 	}

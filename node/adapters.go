@@ -25,11 +25,11 @@ import (
 // machine lets the cluster drive the state machine.
 type machine struct{ *fsm.Machine }
 
-func (m machine) Snapshot() (cluster.Snapshot, error) { return snapshot{m.View()}, nil }
+func (m machine) Snapshot() (cluster.Snapshot, error) { return viewSnapshot{m.View()}, nil }
 
-type snapshot struct{ view *fsm.View }
+type viewSnapshot struct{ view *fsm.View }
 
-func (s snapshot) Write(w io.Writer) error { return s.view.WriteSnapshot(w) }
+func (s viewSnapshot) Write(w io.Writer) error { return s.view.WriteSnapshot(w) }
 
 // peers authenticates the links between peers: the id of a peer is the last
 // segment of its SPIFFE id, /spike/nexus/<id>.
@@ -271,8 +271,11 @@ func (n *Node) propose(ctx context.Context, command *fsmpb.Command) (*fsmpb.Resu
 
 // sealState reads a view as the seal sees it.
 func sealState(view *fsm.View) seal.State {
-	pb := view.Seal()
 	id, incarnation := view.Cluster()
+	return sealStateOf(view.Seal(), id, incarnation)
+}
+
+func sealStateOf(pb *fsmpb.SealState, id []byte, incarnation uint64) seal.State {
 	st := seal.State{Keyring: pb.Keyring, Sealed: pb.Sealed, Generation: pb.Generation,
 		Committed: shareSet(pb.Committed), Pending: shareSet(pb.Pending)}
 	copy(st.Cluster.ID[:], id)

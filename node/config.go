@@ -85,6 +85,12 @@ type Config struct {
 	// it alike to all.
 	DeadPeerAfter time.Duration `yaml:"dead_peer_after"`
 	MinVoters     int           `yaml:"min_voters"`
+	// Archive is where snapshots and the committed log go: file:///DIRECTORY or
+	// s3://BUCKET/PREFIX?options; empty: nowhere. All peers name the same.
+	Archive string `yaml:"archive"`
+	// ArchiveSnapshotEvery is the age at which a snapshot in the archive has a
+	// successor, when anything has changed.
+	ArchiveSnapshotEvery time.Duration `yaml:"archive_snapshot_every"`
 	// KeyMaxAge is the age at which the leader rotates a key by itself; 0: never.
 	// Give it alike to all.
 	KeyMaxAge time.Duration `yaml:"key_max_age"`
@@ -111,7 +117,7 @@ func Default() Config {
 		Listen: ":8553", PeerListen: ":8555",
 		KeeperInterval: 5 * time.Minute, MaxVersions: 10, WireRecovery: true, StateLimit: 1 << 30,
 		TrustRoot: "spike.ist", SVIDTimeout: 30 * time.Second, LogLevel: "info", DrainGrace: 5 * time.Second, MinVoters: 3,
-		Heartbeat: 500 * time.Millisecond, SnapshotBytes: 16 << 20,
+		ArchiveSnapshotEvery: time.Hour, Heartbeat: 500 * time.Millisecond, SnapshotBytes: 16 << 20,
 	}
 }
 
@@ -154,6 +160,8 @@ var Settings = []Setting{
 	{"dead-peer-after", []string{"SPIKE_NEXUS_DEAD_PEER_AFTER"}, "time of silence after which the leader removes a peer; 0 means never", func(c *Config) any { return &c.DeadPeerAfter }},
 	{"min-voters", []string{"SPIKE_NEXUS_MIN_VOTERS"}, "voters that must stay when a dead one is removed", func(c *Config) any { return &c.MinVoters }},
 	{"key-max-age", []string{"SPIKE_NEXUS_KEY_MAX_AGE"}, "age at which the leader rotates a key by itself, at least 1h; 0 means never", func(c *Config) any { return &c.KeyMaxAge }},
+	{"archive", []string{"SPIKE_NEXUS_ARCHIVE"}, "where snapshots and the committed log go: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…; nowhere when empty", func(c *Config) any { return &c.Archive }},
+	{"archive-snapshot-every", []string{"SPIKE_NEXUS_ARCHIVE_SNAPSHOT_EVERY"}, "age at which a snapshot in the archive has a successor", func(c *Config) any { return &c.ArchiveSnapshotEvery }},
 	{"drain-grace", []string{"SPIKE_NEXUS_DRAIN_GRACE"}, "time for which a drained peer still serves while its readiness already fails", func(c *Config) any { return &c.DrainGrace }},
 	{"log-level", []string{"SPIKE_SYSTEM_LOG_LEVEL"}, "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"heartbeat", []string{"SPIKE_NEXUS_HEARTBEAT"}, "silence of the leader after which a peer asks for an election", func(c *Config) any { return &c.Heartbeat }},
@@ -286,6 +294,9 @@ func (c *Config) Validate() error {
 	if c.KeyMaxAge != 0 && c.KeyMaxAge < time.Hour {
 		return errors.New("key-max-age is less than an hour: each rotation writes all records anew")
 	}
+	if c.ArchiveSnapshotEvery < time.Second {
+		return errors.New("archive-snapshot-every is shorter than a second")
+	}
 	if c.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {
 			return fmt.Errorf("advertise: %q is not host:port", c.Advertise)
@@ -312,6 +323,12 @@ func (c *Config) auditDir() string {
 		return c.AuditDir
 	}
 	return filepath.Join(c.DataDir, "audit")
+}
+
+// archiveName is the archive without the options of its address, for people.
+func (c *Config) archiveName() string {
+	name, _, _ := strings.Cut(c.Archive, "?")
+	return name
 }
 
 func (c *Config) peers() ([]cluster.Peer, error) {

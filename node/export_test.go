@@ -53,3 +53,12 @@ func (k keysLag) Changed(d fsm.Delta) {
 
 // RotateInherited rotates what a rekey has left, as if that had been there since.
 func (n *Node) RotateInherited(since time.Time) error { return n.rotateInherited(&since) }
+
+// Applied is the index that this peer has applied.
+func (n *Node) Applied() uint64 { return n.machine.View().Index() }
+
+// Hashes are those of the state.
+func (n *Node) Hashes() (all, data [32]byte) {
+	data, all = n.machine.View().Hashes()
+	return all, data
+}

@@ -102,6 +102,7 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	m.state(s)
 	m.audit(s)
 	m.keepers(s)
+	m.archive(s)
 	m.requests(s, m.n.api.Stats())
 }
 
@@ -206,6 +207,19 @@ func (m metrics) keepers(s sink) {
 	s.gauge("spike_keepers_good", "Keepers that hold their share; where spike_keeper_good is.", float64(good))
 	if set := sealState(m.n.machine.View()).Committed; set != nil {
 		s.gauge("spike_keepers_threshold", "Shares that open the cluster's root key.", float64(set.Threshold))
+	}
+}
+
+func (m metrics) archive(s sink) {
+	st := m.n.archiveStatus()
+	if st == nil || !st.Active {
+		return
+	}
+	s.gauge("spike_archive_behind_seconds", "Age of the oldest change that is not in the archive, which would be lost with all peers; on the peer that ships.", st.BehindSeconds)
+	s.gauge("spike_archive_shipped_index", "Everything up to this Raft index is in the archive.", float64(st.Shipped))
+	s.gauge("spike_archive_failing", "1 while attempts to ship fail.", boolean(st.Error != ""))
+	if st.Snapshot > 0 {
+		s.gauge("spike_archive_snapshot_timestamp_seconds", "When the newest snapshot went into the archive.", float64(st.SnapshotTime.Unix()))
 	}
 }
 

@@ -64,10 +64,14 @@ func scrape(t *testing.T, c *nodetest.Cluster, i int) map[string]float64 {
 // are, and the documents all of them; they follow Prometheus' conventions.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
-	c := nodetest.Booted(t, nodetest.Options{Peers: 1, Configure: withMetrics})
+	dir := t.TempDir()
+	c := nodetest.Booted(t, nodetest.Options{Peers: 1, Configure: func(i int, c *node.Config) {
+		withMetrics(i, c)
+		c.Archive = "file://" + dir
+	}})
 	var text string
 	nodetest.Eventually(t, "the background has looked", func() error {
-		if _, text = fetch(t, c, 0, "/metrics"); !strings.Contains(text, "spike_keepers_good") || !strings.Contains(text, "spike_raft_failure_tolerance") {
+		if _, text = fetch(t, c, 0, "/metrics"); !strings.Contains(text, "spike_keepers_good") || !strings.Contains(text, "spike_raft_failure_tolerance") || !strings.Contains(text, "spike_archive_snapshot") {
 			return fmt.Errorf("not yet")
 		}
 		return nil

@@ -31,6 +31,7 @@ import (
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/seal/keeper"
 	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/snapshot"
 	"github.com/spike-ha/spike-ha/store"
 )
 
@@ -64,10 +65,11 @@ type Node struct {
 	peerSealed atomic.Bool               // an operator sealed this peer by itself
 	collector  *seal.Collector
 
-	tolerance               look[int]          // of failures; the leader's
-	keeperLook              look[[]keeperSeen] // of the peer that looks after them
-	looks                   keeperLooks        // of any peer
-	anchors, anchorFailures atomic.Uint64      // of the audit chain
+	tolerance               look[int]                        // of failures; the leader's
+	shipper                 atomic.Pointer[snapshot.Shipper] // nil: this peer does not ship
+	keeperLook              look[[]keeperSeen]               // of the peer that looks after them
+	looks                   keeperLooks                      // of any peer
+	anchors, anchorFailures atomic.Uint64                    // of the audit chain
 
 	keyring sync.Mutex // orders what the seal is told of keyrings: each view taken under it is newer than the one before
 
@@ -132,7 +134,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcDrain, answerOnOff(n.answerDrain))
 	n.cluster.Handle(rpcSeal, answerOnOff(n.answerSeal))
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.draining, n.watching} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.draining, n.watching, n.shipping} {
 		n.loops.Go(loop)
 	}
 	close(n.up)

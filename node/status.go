@@ -173,5 +173,5 @@ func (n *Node) ownStatus() client.PeerStatus {
 	return client.PeerStatus{ID: n.cfg.ID, Alarms: alarms, Reachable: true, State: string(status.State), Sealed: n.store.Sealed(), Draining: draining, Reason: reason,
 		Term: status.Term, CommitIndex: status.CommitCommand, AppliedIndex: view.Index(), Lag: status.Lag, LastContact: max(status.LastContact.Seconds(), -1), LastTerm: status.LastTerm, LastIndex: status.LastIndex,
 		DataHash: hex.EncodeToString(data[:]), StateHash: hex.EncodeToString(all[:]),
-		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Level: fsm.Level, Damaged: n.store.Damaged(), ShareSet: inUse, Keepers: keepers}
+		AuditCount: n.audit.Count(), AuditFault: fault, SVIDExpiry: n.source.Expiry(), Version: Version, Level: fsm.Level, Damaged: n.store.Damaged(), ShareSet: inUse, Keepers: keepers, Archive: n.archiveStatus()}
 }

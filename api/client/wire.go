@@ -341,6 +341,18 @@ func (r RestoreRequest) String() string { return fmt.Sprintf("share %d (withheld
 // GoString keeps the share out of logs.
 func (r RestoreRequest) GoString() string { return r.String() }
 
+// ArchiveStatus is how far the archive is.
+type ArchiveStatus struct {
+	Active        bool      `json:"active"`        // this peer ships
+	Location      string    `json:"location"`      // without options and credentials
+	Shipped       uint64    `json:"shipped"`       // all up to this index is there
+	BehindSeconds float64   `json:"behindSeconds"` // how old the oldest change is that is not there: what would be lost now
+	Snapshot      uint64    `json:"snapshot"`      // index of the newest snapshot; 0: none is known
+	SnapshotTime  time.Time `json:"snapshotTime"`
+	Error         string    `json:"error,omitempty"` // of the last attempt, until one succeeds
+	Since         time.Time `json:"since"`           // when an attempt succeeded last
+}
+
 // RestoreAnswer says how far a restore has come.
 type RestoreAnswer struct {
 	Collected int   `json:"collected"`
@@ -436,6 +448,9 @@ type PeerStatus struct {
 	Alarms       []Alarm   `json:"alarms,omitempty"`   // that are on
 	ShareSet     string    `json:"shareSet,omitempty"` // id of the set whose root key it uses; missing while it has none
 	Keepers      []string  `json:"keepers,omitempty"`  // that it knows, whether or not they have a share
+	// Archive is how shipping into the archive stands, at the peer that does it;
+	// at others it says that it is configured, and not active.
+	Archive *ArchiveStatus `json:"archive,omitempty"`
 }
 
 // Alarm is something that goes on at a peer and wants an operator. It ends when

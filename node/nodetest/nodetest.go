@@ -243,6 +243,9 @@ func (c *Cluster) Configure(i int, change func(*node.Config)) { change(&c.peers[
 // Address is the API address of peer i.
 func (c *Cluster) Address(i int) string { return "https://" + c.peers[i].api }
 
+// PeerAddress is the address of the peer link of peer i.
+func (c *Cluster) PeerAddress(i int) string { return c.peers[i].rpc }
+
 // Addresses are those of all peers.
 func (c *Cluster) Addresses() (list []string) {
 	for i := range c.peers {

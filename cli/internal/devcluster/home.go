@@ -53,7 +53,7 @@ func openHome(o Options) (_ *home, err error) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return nil, err
 	}
-	for _, sub := range []string{"logs", "data", "recovery"} {
+	for _, sub := range []string{"logs", "data", "recovery", "archive"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, err
 		}

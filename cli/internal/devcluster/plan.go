@@ -57,6 +57,7 @@ func (s *Supervisor) plan() error {
 			"--id", name, "--data-dir", s.home.path("data", name), "--listen", s.shape.address(i, portAPI),
 			"--peer-listen", s.shape.address(i, portPeer), "--metrics-listen", s.shape.address(i, portMetrics),
 			"--peers", strings.Join(peers, ","), "--keepers", strings.Join(keepers, ","),
+			"--archive", "file://"+s.home.path("archive"),
 			"--trust-root", TrustDomain, "--drain-grace", "0s", // no balancer is to notice anything
 			"--endpoint-socket")
 		if err != nil {

@@ -1,0 +1,243 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/spike-ha/spike-ha/node"
+	"github.com/spike-ha/spike-ha/snapshot"
+	"github.com/spike-ha/spike-ha/store"
+)
+
+// snapshotCommand works on archives without a cluster: with the bucket's credentials, and recovery shares for
+// what is encrypted.
+func snapshotCommand() *cli.Command {
+	archive := []cli.Flag{
+		&cli.StringFlag{Name: "archive", EnvVars: []string{"SPIKE_NEXUS_ARCHIVE"}, Usage: "`URL` of the archive: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…", Required: true},
+		&cli.StringFlag{Name: "cluster", Usage: "`ID` of the cluster, when the archive holds several"},
+	}
+	reading := append(archive[:2:2],
+		&cli.StringSliceFlag{Name: "share", Aliases: []string{"s"}, Usage: "`FILE` of a recovery share; as many as the share set needs"},
+		&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "`FILE` of the private key that a share is encrypted to; may be repeated"},
+		passphraseFlag("one line for each share that is encrypted to one"),
+		&cli.Uint64Flag{Name: "incarnation", Usage: "`NUMBER` of the incarnation (default: the newest)"},
+		&cli.StringFlag{Name: "at", Usage: "`INDEX|TIME` to go back to, the time as 2026-01-31T15:04:05Z (default: the newest)"},
+	)
+	restore := append(reading[:len(reading):len(reading)],
+		&cli.StringFlag{Name: "data-dir", EnvVars: []string{"SPIKE_DATA_DIR", "SPIKE_NEXUS_DATA_DIR"}, Required: true, Usage: "data `DIRECTORY` to make"},
+		&cli.StringFlag{Name: "audit-dir", EnvVars: []string{"SPIKE_NEXUS_AUDIT_DIR"}, Usage: "audit `DIRECTORY` (default: audit in the data directory)"},
+		&cli.StringFlag{Name: "id", Required: true, Usage: "`ID` of the peer that begins"},
+		&cli.StringFlag{Name: "peer-address", Required: true, Usage: "`HOST:PORT` of its peer link"},
+		yesFlag())
+	return &cli.Command{Name: "snapshot", Usage: "archives in a directory or bucket: list, verify, restore; no cluster is needed", Subcommands: []*cli.Command{
+		{Name: "list", Usage: "list the snapshots, and how far the log goes on from each", Flags: archive, Action: listSnapshots},
+		{Name: "verify", Usage: "read everything: authentic, without a gap, each record decrypted", Flags: reading, Action: verifyArchive,
+			Description: "Exit status 2 says that something is wrong with the archive."},
+		{Name: "restore", Usage: "make the first peer of a new cluster from an archive", Flags: restore, Action: restoreArchive,
+			Description: "The archive is verified first, all of it. The cluster keeps its id and gets a higher incarnation, so that nothing of the one\n" +
+				"before is taken for its own. Start the peer with --peers naming it alone; open it with the same shares ('operator restore');\n" +
+				"then let others join ('cluster join', 'cluster promote'). New Keepers: 'spikectl key rekey'."},
+	}}
+}
+
+// reading is what the flags say of an archive.
+func reading(c *cli.Context) (r node.ArchiveReading, err error) {
+	if err := errors.Join(checkFormat(c), arguments(c, 0, 0)); err != nil {
+		return r, err
+	}
+	if r.Archive, err = node.OpenArchive(c.Context, c.String("archive"), ""); err != nil {
+		return r, usage("%v", err)
+	}
+	if id := c.String("cluster"); id != "" {
+		b, err := hex.DecodeString(id)
+		if err != nil || len(b) != 16 {
+			return r, usage("--cluster: %q is not the id of a cluster, 32 hexadecimal digits", id)
+		}
+		r.Cluster = [16]byte(b)
+	}
+	return r, nil
+}
+
+// snapshotRow is one snapshot of 'snapshot list'.
+type snapshotRow struct {
+	Cluster     string    `json:"cluster"`
+	Incarnation uint64    `json:"incarnation"`
+	Index       uint64    `json:"index"`
+	Modified    time.Time `json:"modified"`
+	Size        int64     `json:"size"`
+	Through     uint64    `json:"through"` // index up to which the log goes on from it
+	Name        string    `json:"name"`
+}
+
+func listSnapshots(c *cli.Context) error {
+	r, err := reading(c)
+	if err != nil {
+		return err
+	}
+	list, err := r.Archive.List(c.Context, r.Cluster)
+	if err != nil {
+		return remote(err)
+	}
+	rows := []snapshotRow{}
+	for _, i := range list {
+		if i.Kind == snapshot.Snapshot {
+			rows = append(rows, snapshotRow{hex.EncodeToString(i.Cluster[:]), i.Incarnation, i.Last, i.Modified, i.Size, snapshot.Through(list, i), i.Name})
+		}
+	}
+	return show(c, rows, func(w io.Writer) {
+		out := [][]string{{"CLUSTER", "INCARNATION", "INDEX", "LOG TO", "SIZE", "STORED"}}
+		for _, s := range rows {
+			out = append(out, []string{s.Cluster[:8], strconv.FormatUint(s.Incarnation, 10), strconv.FormatUint(s.Index, 10), strconv.FormatUint(s.Through, 10), bytesText(uint64(s.Size)), shortTime(s.Modified)})
+		}
+		table(w, out...)
+	})
+}
+
+// shares are those that the flags name, decrypted.
+func shares(c *cli.Context) (list []store.RecoveryShare, err error) {
+	for _, name := range c.StringSlice("share") {
+		request, err := readShare(c, name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		share := store.RecoveryShare{Index: request.Index, Bytes: [32]byte(request.Share)}
+		copy(share.Cluster[:], request.Cluster)
+		copy(share.Set[:], request.Set)
+		clear(request.Share)
+		list = append(list, share)
+	}
+	return list, nil
+}
+
+// fullReading is reading with shares, and with the index that --at says.
+func fullReading(c *cli.Context) (r node.ArchiveReading, err error) {
+	if r, err = reading(c); err != nil {
+		return r, err
+	}
+	if r.Shares, err = shares(c); err != nil {
+		return r, err
+	}
+	if len(r.Shares) == 0 {
+		return r, usage("recovery shares open the archive: give enough of them with --share")
+	}
+	r.Incarnation = c.Uint64("incarnation")
+	switch at := c.String("at"); {
+	case at == "":
+	default:
+		if r.Index, err = strconv.ParseUint(at, 10, 64); err == nil {
+			break
+		}
+		when, err := time.Parse(time.RFC3339, at)
+		if err != nil {
+			return r, usage("--at: %q is neither an index nor a time like 2026-01-31T15:04:05Z", at)
+		}
+		list, err := r.Archive.List(c.Context, r.Cluster)
+		if err != nil {
+			return r, remote(err)
+		}
+		if r.Index, err = r.Archive.IndexAt(c.Context, list, r.Incarnation, when); err != nil {
+			return r, remote(err)
+		}
+	}
+	if isTerminal(c.App.ErrWriter) {
+		r.Progress = func(i snapshot.Item) { fmt.Fprintf(c.App.ErrWriter, "\r%s: read to index %d ", i.Kind, i.Last) }
+	}
+	return r, nil
+}
+
+// archiveReport is the document of verify and restore.
+type archiveReport struct {
+	Cluster     string    `json:"cluster"`
+	Incarnation uint64    `json:"incarnation"`
+	Snapshot    uint64    `json:"snapshot"` // its index
+	Made        time.Time `json:"made"`
+	Peer        string    `json:"peer"`
+	Index       uint64    `json:"index"`
+	Entries     int       `json:"entries"`
+	Secrets     int       `json:"secrets"`
+	Versions    int       `json:"versions"`
+	Policies    int       `json:"policies"`
+	DataHash    string    `json:"dataHash"`
+	// Restored is the new incarnation, when there is one.
+	Restored uint64 `json:"restored,omitempty"`
+}
+
+func archiveReportOf(r node.ArchiveReport) archiveReport {
+	return archiveReport{Cluster: hex.EncodeToString(r.Cluster[:]), Incarnation: r.Incarnation, Snapshot: r.Snapshot.Last, Made: r.Snapshot.Created, Peer: r.Snapshot.Peer,
+		Index: r.Index, Entries: r.Entries, Secrets: r.Secrets, Versions: r.Versions, Policies: r.Policies, DataHash: hex.EncodeToString(r.Data[:])}
+}
+
+func (r archiveReport) print(w io.Writer) {
+	fmt.Fprintf(w, "cluster %s, incarnation %d: the state at index %d\n", r.Cluster, r.Incarnation, r.Index)
+	fmt.Fprintf(w, "  snapshot of index %d, made by %s at %s, and %s after it\n", r.Snapshot, r.Peer, shortTime(r.Made), countAs(r.Entries, "entry", "entries"))
+	fmt.Fprintf(w, "  %s with %s, %s; each decrypted\n", count(r.Secrets, "secret"), count(r.Versions, "version"), countAs(r.Policies, "policy", "policies"))
+	fmt.Fprintf(w, "  data hash %s\n", r.DataHash)
+}
+
+func verifyArchive(c *cli.Context) error {
+	r, err := fullReading(c)
+	if err != nil {
+		return err
+	}
+	report, err := node.VerifyArchive(c.Context, r)
+	endProgress(c)
+	if err != nil {
+		return remote(err)
+	}
+	document := archiveReportOf(report)
+	return show(c, document, func(w io.Writer) { document.print(w) })
+}
+
+func endProgress(c *cli.Context) {
+	if isTerminal(c.App.ErrWriter) {
+		fmt.Fprint(c.App.ErrWriter, "\r\x1b[K")
+	}
+}
+
+func restoreArchive(c *cli.Context) error {
+	r, err := fullReading(c)
+	if err != nil {
+		return err
+	}
+	dir := c.String("data-dir")
+	if _, err := os.Stat(filepath.Join(dir, "raft")); err == nil {
+		return usage("%s holds a peer's data already; a restore makes a new one", dir)
+	}
+	if err := ask(c, fmt.Sprintf("Make %s the beginning of a new cluster? If the one before still runs, there will be two", c.String("id"))); err != nil {
+		return err
+	}
+	report, incarnation, err := node.RestoreArchive(c.Context, node.ArchiveRestoring{ArchiveReading: r, DataDir: dir, AuditDir: c.String("audit-dir"),
+		ID: c.String("id"), Address: c.String("peer-address"), Who: whoAmI()})
+	endProgress(c)
+	if err != nil {
+		return remote(err)
+	}
+	document := archiveReportOf(report)
+	document.Restored = incarnation
+	return show(c, document, func(w io.Writer) {
+		document.print(w)
+		fmt.Fprintf(c.App.ErrWriter, "restored into %s, as incarnation %d. Now: start %s with --peers %s=%s alone; 'spikectl operator restore' with the same shares; then let others join\n",
+			dir, incarnation, c.String("id"), c.String("id"), c.String("peer-address"))
+	})
+}
+
+// remote marks a failure of a store or an archive as of the other side.
+func remote(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return remoteError{err}
+}
+
+type remoteError struct{ error }
+
+func (e remoteError) Unwrap() []error { return []error{e.error, errRemote} }

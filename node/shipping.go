@@ -1,0 +1,86 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/snapshot"
+)
+
+// shipping carries the committed log into the archive, on the leader while it has
+// keys. Who leads next goes on from what is there; for a moment two may ship,
+// which does no harm.
+func (n *Node) shipping() {
+	if n.cfg.Archive == "" {
+		return
+	}
+	said := ""
+	for n.sleep(time.Second / 4) {
+		if !n.leads() || n.store.Sealed() {
+			continue
+		}
+		s, err := n.newShipper()
+		if err != nil {
+			if said != err.Error() {
+				said = err.Error()
+				n.log.Error("the archive cannot be used; writes go on without it", "error", err)
+			}
+			continue
+		}
+		n.log.Info("this peer ships the log into the archive", "archive", n.cfg.archiveName())
+		ctx, cancel := context.WithCancel(n.ctx)
+		n.shipper.Store(s)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.Run(ctx)
+		}()
+		for n.leads() && !n.store.Sealed() && n.sleep(time.Second/4) {
+		}
+		cancel()
+		<-done
+		n.shipper.Store(nil)
+		n.log.Info("this peer does not ship the log any more", "shipped", s.Status().Shipped)
+	}
+}
+
+// archiveStatus is how shipping stands; nil without an archive.
+func (n *Node) archiveStatus() *client.ArchiveStatus {
+	s := n.shipper.Load()
+	switch {
+	case n.cfg.Archive == "":
+		return nil
+	case s == nil:
+		return &client.ArchiveStatus{Location: n.cfg.archiveName()}
+	}
+	st := s.Status()
+	return &client.ArchiveStatus{Active: true, Location: n.cfg.archiveName(), Shipped: st.Shipped, BehindSeconds: st.Behind.Seconds(),
+		Snapshot: st.Snapshot.Last, SnapshotTime: st.Snapshot.Modified, Error: st.Error, Since: st.Since}
+}
+
+func (n *Node) newShipper() (*snapshot.Shipper, error) {
+	id, incarnation, ok := n.cluster.Identity()
+	if !ok {
+		return nil, errors.New("the cluster has not formed yet")
+	}
+	archive, err := n.openArchive()
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.NewShipper(snapshot.ShipperConfig{Archive: archive, Source: archiveSource{n}, Cipher: archiveCipher{n.seal},
+		Cluster: id, Incarnation: incarnation, Peer: n.cfg.ID, SnapshotEvery: n.cfg.ArchiveSnapshotEvery, Logger: n.log.With("part", "archive"), Now: n.now}), nil
+}
+
+// openArchive opens the configured archive. Snapshots on their way are spooled in
+// the data directory, as ciphertext; what a crash has left of them there goes.
+func (n *Node) openArchive() (*snapshot.Archive, error) {
+	spool := filepath.Join(n.cfg.DataDir, "spool")
+	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
+		return nil, err
+	}
+	return OpenArchive(n.ctx, n.cfg.Archive, spool)
+}
