@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,6 +52,8 @@ type Options struct {
 	TTL time.Duration
 	// Args are given to every nexus besides.
 	Args []string
+	// Env is given to every process besides.
+	Env []string
 	// Failpoints has every process look for the step to die at in a file, which Arm
 	// writes. The programs are built with the tag failpoints then.
 	Failpoints bool
@@ -173,8 +176,9 @@ func (c *Cluster) child(program, name, address string, args ...string) (*process
 	}
 	child := &process.Child{Name: name, Address: address, Binary: filepath.Join(c.binaries(name), program), Args: append(args, socket),
 		LogFile: c.path("logs", name+".log"), Spawner: c.spawner}
+	child.Env = slices.Clone(c.o.Env)
 	if c.o.Failpoints {
-		child.Env = []string{"SPIKE_FAILPOINT=@" + c.path("data", name+".failpoint")}
+		child.Env = append(child.Env, "SPIKE_FAILPOINT=@"+c.path("data", name+".failpoint"))
 	}
 	return child, nil
 }
@@ -262,6 +266,9 @@ func KeeperName(i int) string { return fmt.Sprintf("keeper-%d", i+1) }
 
 // Peer is the process of a peer.
 func (c *Cluster) Peer(i int) *process.Child { return c.peers[i] }
+
+// DataDir is the data directory of peer i.
+func (c *Cluster) DataDir(i int) string { return c.path("data", PeerName(i)) }
 
 // Peers is how many there are, learners included.
 func (c *Cluster) Peers() int { return len(c.peers) }
