@@ -17,35 +17,40 @@ import (
 	"github.com/spike-ha/spike-ha/snapshot/s3"
 )
 
+// archiveAddress reads where an archive is: a directory, or a bucket and a prefix in it.
+func archiveAddress(address string) (dir string, bucket *url.URL, prefix string, err error) {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil: // which would quote the address
+		return "", nil, "", errors.New("the address of the archive is no URL; write file:///DIRECTORY or s3://BUCKET/PREFIX")
+	case u.Scheme == "file" && u.Host == "" && u.Path != "" && u.RawQuery == "":
+		return u.Path, nil, "", nil
+	case u.Scheme == "file":
+		return "", nil, "", errors.New("the address of an archive in a directory is file:///DIRECTORY")
+	case u.Scheme == "s3":
+		prefix, err = snapshot.ParsePrefix(u.Path)
+		return "", u, prefix, err
+	}
+	return "", nil, "", fmt.Errorf("an archive cannot be at %.20q; write file:///DIRECTORY or s3://BUCKET/PREFIX", u.Scheme+"://")
+}
+
 // OpenArchive opens the archive at an address: file:///DIRECTORY, or s3://BUCKET/PREFIX?options (see package s3). Large objects
 // are spooled in the directory spool.
 func OpenArchive(ctx context.Context, address, spool string) (*snapshot.Archive, error) {
-	u, err := url.Parse(address)
-	if err != nil { // which would quote the address
-		return nil, errors.New("the address of the archive is no URL; write file:///DIRECTORY or s3://BUCKET/PREFIX")
+	dir, u, prefix, err := archiveAddress(address)
+	if err != nil {
+		return nil, err
 	}
-	switch u.Scheme {
-	case "file":
-		if u.Host != "" || u.Path == "" || u.RawQuery != "" {
-			return nil, errors.New("the address of an archive in a directory is file:///DIRECTORY")
-		}
-		bucket, err := snapshot.NewDirectory(u.Path)
-		if err != nil {
-			return nil, err
-		}
-		return snapshot.New(bucket, "", spool), nil
-	case "s3":
-		prefix, err := snapshot.ParsePrefix(u.Path)
-		if err != nil {
-			return nil, err
-		}
-		bucket, err := s3.Open(ctx, u)
-		if err != nil {
-			return nil, err
-		}
-		return snapshot.New(bucket, prefix, spool), nil
+	var bucket snapshot.Bucket
+	if u != nil {
+		bucket, err = s3.Open(ctx, u)
+	} else {
+		bucket, err = snapshot.NewDirectory(dir)
 	}
-	return nil, fmt.Errorf("an archive cannot be at %s://; write file:///DIRECTORY or s3://BUCKET/PREFIX", u.Scheme)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.New(bucket, prefix, spool), nil
 }
 
 // archiveCipher gives archives the operations of the seal.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,5 +159,26 @@ func TestRestoreFromArchive(t *testing.T) {
 	list, err := a.List(ctx, [16]byte{})
 	if err != nil || snapshot.NewestIncarnation(list) != incarnation {
 		t.Errorf("the new cluster ships as incarnation %d, it is %d; %v", snapshot.NewestIncarnation(list), incarnation, err)
+	}
+}
+
+// What cannot be an archive's address is refused at the start, without repeating what may be in it.
+func TestArchiveAddresses(t *testing.T) {
+	t.Parallel()
+	cfg := node.Default()
+	cfg.Peers, cfg.Keepers = "nexus-1=127.0.0.1:8555", "keeper-1=https://127.0.0.1:8554"
+	for address, good := range map[string]bool{
+		"": true, "file:///srv/archive": true, "s3://bucket": true, "s3://bucket/production/eu?endpoint=https://s3.example.org&region=eu": true,
+		"/srv/archive": false, "file://host/srv": false, "file:relative": false, "file:///srv?x=y": false, "https://bucket": false, "s3://bucket/a b": false,
+		"s3://bucket/../other": false, "s3://%zz:secret@": false,
+	} {
+		cfg.Archive = address
+		err := cfg.Validate()
+		if (err == nil) != good {
+			t.Errorf("%q: %v", address, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v", address, err)
+		}
 	}
 }

@@ -294,6 +294,11 @@ func (c *Config) Validate() error {
 	if c.KeyMaxAge != 0 && c.KeyMaxAge < time.Hour {
 		return errors.New("key-max-age is less than an hour: each rotation writes all records anew")
 	}
+	if c.Archive != "" {
+		if _, _, _, err := archiveAddress(c.Archive); err != nil {
+			return fmt.Errorf("archive: %w", err)
+		}
+	}
 	if c.ArchiveSnapshotEvery < time.Second {
 		return errors.New("archive-snapshot-every is shorter than a second")
 	}
