@@ -272,7 +272,9 @@ func (n *Node) propose(ctx context.Context, command *fsmpb.Command) (*fsmpb.Resu
 // sealState reads a view as the seal sees it.
 func sealState(view *fsm.View) seal.State {
 	id, incarnation := view.Cluster()
-	return sealStateOf(view.Seal(), id, incarnation)
+	st := sealStateOf(view.Seal(), id, incarnation)
+	st.Index = view.Index()
+	return st
 }
 
 func sealStateOf(pb *fsmpb.SealState, id []byte, incarnation uint64) seal.State {

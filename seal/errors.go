@@ -27,7 +27,7 @@ var (
 	ErrNoShare    = errors.New("seal: the Keeper holds no share")
 	ErrOtherSet   = errors.New("seal: the Keeper holds another share set of this cluster")
 	ErrForeignSet = errors.New("seal: the Keeper serves another cluster; if that one is gone for good, restart the Keeper")
-	ErrStale      = errors.New("seal: the Keeper has seen a higher incarnation of this cluster")
+	ErrStale      = errors.New("seal: the Keeper has seen a later share set, or a higher incarnation, of this cluster")
 	ErrOldKeeper  = errors.New("seal: the Keeper is of a release before this one, which does not know this question")
 	ErrThrottled  = errors.New("seal: the Keeper was asked too often by this identity, and answers again in a moment")
 

@@ -39,7 +39,7 @@ func (s *Seal) Initialise(ctx context.Context, ledger Ledger, split Split) error
 		return fmt.Errorf("seal: reading the state before initialisation: %w", err)
 	}
 	if st.Committed != nil {
-		s.settle(ctx, st.Cluster, st.Committed.ID, split.Keepers)
+		s.settle(ctx, st, split.Keepers)
 		return ErrAlreadyInitialised
 	}
 	if st.Sealed {
@@ -58,7 +58,7 @@ func (s *Seal) Initialise(ctx context.Context, ledger Ledger, split Split) error
 	if err != nil {
 		return err
 	}
-	s.settle(ctx, p.cluster, p.set.ID, split.Keepers)
+	s.settleNew(ctx, ledger, p)
 	s.log.Info("initialised: the root key is split among the Keepers", "cluster", st.Cluster.String(), "shares", split.Shares, "threshold", split.Threshold)
 	return s.install(k, ticket)
 }
@@ -203,11 +203,21 @@ func place(ctx context.Context, k Keeper, slot Slot, share []byte) KeeperReport 
 	return KeeperReport{Name: k.Name(), Index: slot.Index, Health: Good}
 }
 
-// settle tells the Keepers that the committed set is the current one. Its failure costs nothing: a share is found
-// in either slot, and Refill settles again.
-func (s *Seal) settle(ctx context.Context, cluster ClusterRef, set [16]byte, keepers []Keeper) {
+// settleNew settles what was just committed, by a state that shows it so.
+func (s *Seal) settleNew(ctx context.Context, ledger Ledger, p *proposal) {
+	switch st, err := ledger.State(ctx); {
+	case err != nil:
+		s.log.Warn("the Keepers were not told that their shares are current; the next refill does it", "error", err)
+	case st.Committed != nil && st.Committed.ID == p.set.ID:
+		s.settle(ctx, st, p.keepers)
+	}
+}
+
+// settle tells the Keepers that the state's committed set is the current one. Its failure costs nothing: a share is
+// found in either slot, and Refill settles again.
+func (s *Seal) settle(ctx context.Context, st State, keepers []Keeper) {
 	s.each(ctx, keepers, func(ctx context.Context, _ int, k Keeper) {
-		if err := k.Settle(ctx, cluster, set); err != nil {
+		if err := k.Settle(ctx, st.Cluster, st.Committed.ID, st.Index); err != nil {
 			s.log.Warn("a Keeper was not told that its share is current; the next refill does it", "keeper", k.Name(), "error", err)
 		}
 	})

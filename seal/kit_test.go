@@ -214,7 +214,7 @@ func (k *memKeeper) share(ctx context.Context, s seal.Slot) ([]byte, error) {
 	return nil, seal.ErrNoShare
 }
 
-func (k *memKeeper) Settle(ctx context.Context, c seal.ClusterRef, set [16]byte) error {
+func (k *memKeeper) Settle(ctx context.Context, c seal.ClusterRef, set [16]byte, _ uint64) error {
 	if err := k.enter(ctx); err != nil {
 		return err
 	}

@@ -246,7 +246,7 @@ func (k pipedKeeper) Fetch(_ context.Context, s seal.Slot) ([]byte, error) {
 	return share, err
 }
 
-func (pipedKeeper) Settle(context.Context, seal.ClusterRef, [16]byte) error { return nil }
+func (pipedKeeper) Settle(context.Context, seal.ClusterRef, [16]byte, uint64) error { return nil }
 
 func (k pipedKeeper) Prove(_ context.Context, s seal.Slot, nonce [32]byte) (proof [32]byte, err error) {
 	turn <- struct{}{}

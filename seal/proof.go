@@ -138,7 +138,7 @@ func challenge(ctx context.Context, st State, a asked, proofs []byte) KeeperRepo
 		// Keeper, which only gives its own share away.
 		share, report := fetch(ctx, st, a)
 		locked.Wipe(share)
-		report.Fetched = report.Health == Good
+		report.Fetched = true
 		return report
 	case err != nil:
 		return failure(a.name, a.index, err)

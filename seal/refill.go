@@ -45,10 +45,10 @@ func (s *Seal) Inspect(ctx context.Context, st State, keepers []Keeper) ([]Keepe
 // higher incarnation never is. It is safe to repeat and to run on two peers at once; st must be the newest state, read
 // after a read-index round.
 //
-// What was placed is pending at the Keeper until it is settled, which makes it drop the set that was current there. So
-// a Keeper that had nothing is settled at once, and all others when every Keeper of the set is good, not before:
-// should st have been overtaken by a rekey, at least one Keeper has dropped the set of st and refuses its share,
-// and then no Keeper is made to drop the share of the new one.
+// What was placed is pending at the Keeper until it is settled, which makes it drop the set that was current there. Every
+// good Keeper is settled, as of st: should st have been overtaken by a rekey, the Keepers that the rekey settled refuse.
+// One of a release without proofs does not know which of two states is newer. It is settled when all Keepers of the
+// set are good, not before: after a rekey, mostly, one has dropped the set of st and refuses its share.
 // Errors: ErrNotInitialised, ErrShareSet, ErrSealed, ErrStaleState, ErrRoot; a Keeper that could not be helped is only
 // reported.
 func (s *Seal) Refill(ctx context.Context, st State, keepers []Keeper) ([]KeeperReport, error) {
@@ -79,7 +79,6 @@ func (s *Seal) Refill(ctx context.Context, st State, keepers []Keeper) ([]Keeper
 		}
 	}()
 	failpoint.Hit(failpoint.SealRefillBefore)
-	fresh := make([]bool, len(st.Committed.Keepers)+1) // by index: the Keeper had nothing
 	reports := s.visit(ctx, st, keepers, func(ctx context.Context, a asked) KeeperReport {
 		r := challenge(ctx, st, a, proofs)
 		if r.Health != Empty && r.Health != Wrong && r.Health != Stale {
@@ -90,22 +89,21 @@ func (s *Seal) Refill(ctx context.Context, st State, keepers []Keeper) ([]Keeper
 			r.Detail = err.Error()
 			return r
 		}
-		before := r.Health
+		before, old := r.Health, r.Fetched
 		r = place(ctx, a.keeper, Slot{st.Cluster, st.Committed.ID, a.index}, parts[a.index-1].Bytes())
-		r.Refilled = r.Health == Good
-		fresh[a.index] = r.Refilled && before == Empty
+		r.Refilled, r.Fetched = r.Health == Good, old
 		s.log.Info("refilling a Keeper", "keeper", r.Name, "was", string(before), "is", string(r.Health), "detail", r.Detail)
 		return r
 	})
 	var settled []Keeper
 	shareholders, _ := assign(st.Committed, keepers)
 	all := Count(reports) == len(shareholders)
-	for _, a := range shareholders {
-		if a.keeper != nil && (all || fresh[a.index]) {
+	for i, a := range shareholders {
+		if reports[i].Health == Good && (all || !reports[i].Fetched) {
 			settled = append(settled, a.keeper)
 		}
 	}
-	s.settle(ctx, st.Cluster, st.Committed.ID, settled)
+	s.settle(ctx, st, settled)
 	failpoint.Hit(failpoint.SealRefillAfter)
 	return reports, nil
 }

@@ -78,7 +78,7 @@ func (s *Seal) Rekey(ctx context.Context, ledger Ledger, r Rekeying) error {
 	if err != nil {
 		return s.takeBack(ctx, ledger, p, r, err)
 	}
-	s.settle(ctx, p.cluster, p.set.ID, r.Keepers)
+	s.settleNew(ctx, ledger, p)
 	s.log.Info("rekeyed: a new root key is split among the Keepers", "cluster", cluster.String(), "shares", r.Shares, "threshold", r.Threshold)
 	if err := s.install(k, ticket); err != nil {
 		s.log.Info("sealed while rekeying; the new root key comes from the Keepers", "error", err)
@@ -96,7 +96,7 @@ func (s *Seal) finish(ctx context.Context, st State, r Rekeying) error {
 	if !same {
 		return fmt.Errorf("%w: the id of this rekey is that of another one", ErrShareSet)
 	}
-	s.settle(ctx, st.Cluster, set.ID, r.Keepers)
+	s.settle(ctx, st, r.Keepers)
 	return nil
 }
 

@@ -72,6 +72,7 @@ func (s *ShareSet) Validate() error {
 
 // State is the replicated half of sealing, as one view of the state machine shows it.
 type State struct {
+	Index      uint64 // of the log entry that this is the state after: of two states, the higher is the newer
 	Cluster    ClusterRef
 	Committed  *ShareSet // nil before initialisation
 	Pending    *ShareSet // begun and neither committed nor superseded; nil when there is none
@@ -153,9 +154,10 @@ type Keeper interface {
 	// Fetch returns the share of exactly this slot, current or pending.
 	// Errors: ErrNoShare, ErrOtherSet, ErrForeignSet, ErrStale.
 	Fetch(ctx context.Context, slot Slot) ([]byte, error)
-	// Settle makes the set current and drops the one that was. Repeating it is harmless.
+	// Settle makes the set current and drops the one that was. Repeating it is harmless. asOf is the Index of a state in
+	// which the set is the committed one: a Keeper that was settled by a newer state refuses with ErrStale.
 	// Errors: as Fetch.
-	Settle(ctx context.Context, cluster ClusterRef, set [16]byte) error
+	Settle(ctx context.Context, cluster ClusterRef, set [16]byte, asOf uint64) error
 	// Prove answers a challenge with the share of exactly this slot, current or pending, and does not give it away: see
 	// Proof. Errors: as Fetch, and ErrOldKeeper when it does not know proofs.
 	Prove(ctx context.Context, slot Slot, nonce [32]byte) (proof [32]byte, err error)
@@ -185,7 +187,7 @@ type KeeperReport struct {
 	Health   Health
 	Detail   string // for people; empty when good
 	Refilled bool   // its share was placed again, and Health is the state after that
-	Fetched  bool   // it is good, but of a release without proofs: its share had to be sent
+	Fetched  bool   // it is of a release without proofs: it was asked for its share itself
 }
 
 // AAD names what a record is, so that it opens nowhere else.

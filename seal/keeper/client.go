@@ -114,13 +114,16 @@ func (c *Client) Fetch(ctx context.Context, slot seal.Slot) ([]byte, error) {
 	return out.Share, nil
 }
 
-// Settle implements seal.Keeper.
-func (c *Client) Settle(ctx context.Context, cluster seal.ClusterRef, set [16]byte) error {
-	body, err := json.Marshal(wireSlot(seal.Slot{Cluster: cluster, Set: set}))
-	if err != nil {
-		return fmt.Errorf("keeper: %w", err)
+// Settle implements seal.Keeper. A Keeper of a release that does not know asOf is asked without it.
+func (c *Client) Settle(ctx context.Context, cluster seal.ClusterRef, set [16]byte, asOf uint64) error {
+	w := wireSlot(seal.Slot{Cluster: cluster, Set: set})
+	w.AsOf = asOf
+	err := c.post(ctx, routeSettle, mustJSON(w), nil)
+	if errors.Is(err, seal.ErrOldKeeper) && asOf != 0 {
+		w.AsOf = 0
+		err = c.post(ctx, routeSettle, mustJSON(w), nil)
 	}
-	return c.post(ctx, routeSettle, body, nil)
+	return err
 }
 
 // Holds implements seal.Keeper.
@@ -205,8 +208,9 @@ func (c *Client) ask(ctx context.Context, route string, body []byte, take func(a
 		var e struct {
 			Err string `json:"err"`
 		}
-		_ = json.Unmarshal(answer, &e)                                                // whatever it is, it is an error
-		if e.Err == codeBadRequest && (route == routeProve || route == routeStatus) { // ours are well-formed: it does not know the route
+		_ = json.Unmarshal(answer, &e) // whatever it is, it is an error
+		// Ours are well-formed: it does not know the route, or a field.
+		if e.Err == codeBadRequest && (route == routeProve || route == routeStatus || route == routeSettle) {
 			return seal.ErrOldKeeper
 		}
 		return fromCode(resp.StatusCode, e.Err)

@@ -148,28 +148,31 @@ func TestPlaceFetchSettle(t *testing.T) {
 	fetch := func(s seal.Slot) error { _, err := c.Fetch(ctx, s); return err }
 
 	is("empty", fetch(slot(1, 1, 1, 1)), seal.ErrNoShare)
-	is("settle nothing", c.Settle(ctx, slot(1, 1, 1, 0).Cluster, [16]byte{1}), seal.ErrNoShare)
+	is("settle nothing", c.Settle(ctx, slot(1, 1, 1, 0).Cluster, [16]byte{1}, 0), seal.ErrNoShare)
 	is("place", c.Place(ctx, slot(1, 1, 1, 1), share(1)), nil)
 	holds("pending share", slot(1, 1, 1, 1), 1)
 	is("other index", fetch(slot(1, 1, 1, 2)), seal.ErrOtherSet)
 	is("other set", fetch(slot(1, 1, 9, 1)), seal.ErrOtherSet)
 	is("foreign fetch", fetch(slot(2, 1, 1, 1)), seal.ErrForeignSet)
 	is("foreign place", c.Place(ctx, slot(2, 1, 1, 1), share(9)), seal.ErrForeignSet)
-	is("settle", c.Settle(ctx, slot(1, 1, 1, 1).Cluster, [16]byte{1}), nil)
-	is("settle again", c.Settle(ctx, slot(1, 1, 1, 1).Cluster, [16]byte{1}), nil)
+	is("settle", c.Settle(ctx, slot(1, 1, 1, 1).Cluster, [16]byte{1}, 0), nil)
+	is("settle again", c.Settle(ctx, slot(1, 1, 1, 1).Cluster, [16]byte{1}, 0), nil)
 	is("replace", c.Place(ctx, slot(1, 1, 1, 1), share(2)), nil)
 	holds("replaced share", slot(1, 1, 1, 1), 2)
 
+	is("settle by a newer state", c.Settle(ctx, slot(1, 1, 1, 1).Cluster, [16]byte{1}, 20), nil)
 	is("place the next set", c.Place(ctx, slot(1, 1, 2, 1), share(3)), nil)
 	holds("current beside pending", slot(1, 1, 1, 1), 2)
 	holds("pending beside current", slot(1, 1, 2, 1), 3)
-	is("settle the next set", c.Settle(ctx, slot(1, 1, 2, 1).Cluster, [16]byte{2}), nil)
+	is("settle by an older state", c.Settle(ctx, slot(1, 1, 2, 1).Cluster, [16]byte{2}, 19), seal.ErrStale)
+	holds("current as it was", slot(1, 1, 1, 1), 2)
+	is("settle the next set", c.Settle(ctx, slot(1, 1, 2, 1).Cluster, [16]byte{2}, 21), nil)
 	is("the old set is gone", fetch(slot(1, 1, 1, 1)), seal.ErrStale)
 	is("the old set stays gone", c.Place(ctx, slot(1, 1, 1, 1), share(2)), seal.ErrStale)
 
 	is("higher incarnation", c.Place(ctx, slot(1, 2, 3, 1), share(4)), nil)
 	holds("lower one until it is settled", slot(1, 1, 2, 1), 3)
-	is("settle the higher", c.Settle(ctx, slot(1, 2, 3, 1).Cluster, [16]byte{3}), nil)
+	is("settle the higher", c.Settle(ctx, slot(1, 2, 3, 1).Cluster, [16]byte{3}, 2), nil)
 	is("lower fetch", fetch(slot(1, 1, 2, 1)), seal.ErrStale)
 	is("lower place", c.Place(ctx, slot(1, 1, 7, 1), share(9)), seal.ErrStale)
 	slots, err := c.Holds(ctx)
@@ -183,7 +186,7 @@ func TestPendingSetsAreBounded(t *testing.T) {
 	t.Parallel()
 	a := authority(t, "spike.ist")
 	c := client(t, serve(t, a, "k", keeper.ServerOptions{}), "k", issued(t, a, "/spike/nexus", time.Hour))
-	if err := errors.Join(c.Place(t.Context(), slot(1, 1, 200, 1), share(1)), c.Settle(t.Context(), slot(1, 1, 0, 0).Cluster, [16]byte{200})); err != nil {
+	if err := errors.Join(c.Place(t.Context(), slot(1, 1, 200, 1), share(1)), c.Settle(t.Context(), slot(1, 1, 0, 0).Cluster, [16]byte{200}, 0)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 50 {
@@ -538,6 +541,7 @@ func (l *ledger) Begin(_ context.Context, set seal.ShareSet, supersedes [16]byte
 		return seal.ErrSuperseded
 	}
 	l.state.Pending = &set
+	l.state.Index++
 	return nil
 }
 
@@ -549,5 +553,6 @@ func (l *ledger) Commit(_ context.Context, c seal.Commitment, _ uint64) error {
 	}
 	l.state.Committed, l.state.Pending, l.state.Keyring, l.state.Epochs = l.state.Pending, nil, c.Keyring, c.Epochs
 	l.state.Cluster.Incarnation = max(l.state.Cluster.Incarnation, c.Incarnation)
+	l.state.Index++
 	return nil
 }

@@ -67,7 +67,7 @@ func TestNoShareStaysInMemoryAfterItIsReplaced(t *testing.T) {
 		if err != nil || !bytes.Equal(got, share) {
 			t.Fatal(err)
 		}
-		must(c.Settle(t.Context(), slot(1, 1, set, 1).Cluster, slot(1, 1, set, 1).Set))
+		must(c.Settle(t.Context(), slot(1, 1, set, 1).Cluster, slot(1, 1, set, 1).Set, 0))
 		name := "the present share"
 		if set <= old {
 			name = "an old share"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -108,7 +109,8 @@ func TestThrottledAndRemembered(t *testing.T) {
 	}
 }
 
-// before is a Keeper of a release that knows nothing of proofs and status: it answers 400 to routes that it does not know.
+// before is a Keeper of a release that knows nothing of proofs and status, and of settling as of an index: it answers 400 to
+// routes and fields that it does not know.
 func before(t *testing.T, a *devca.Authority, name string) *running {
 	t.Helper()
 	s := keeper.NewServer(keeper.ServerOptions{Trust: trust, Logger: quiet})
@@ -118,7 +120,9 @@ func before(t *testing.T, a *devca.Authority, name string) *running {
 		t.Fatal(err)
 	}
 	h := &http.Server{TLSConfig: source.Server(func(spiffeid.ID) error { return nil }, "http/1.1"), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/v1/keeper/prove" || r.URL.Path == "/v1/keeper/status" {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		if r.URL.Path == "/v1/keeper/prove" || r.URL.Path == "/v1/keeper/status" || bytes.Contains(body, []byte("as_of")) {
 			w.WriteHeader(http.StatusBadRequest)
 			w.Write([]byte(`{"err":"api_bad_request"}`))
 			return
@@ -136,6 +140,10 @@ func TestMixedReleases(t *testing.T) {
 	a := authority(t, "spike.ist")
 	nexus := issued(t, a, "/spike/nexus/n", time.Hour)
 	keepers := []seal.Keeper{client(t, before(t, a, "k1"), "k1", nexus), client(t, serve(t, a, "k2", keeper.ServerOptions{}), "k2", nexus), client(t, before(t, a, "k3"), "k3", nexus)}
+	again := client(t, before(t, a, "k1"), "k1", nexus)
+	if err := errors.Join(again.Place(t.Context(), slot(1, 1, 1, 1), share(1)), again.Settle(t.Context(), slot(1, 1, 1, 1).Cluster, [16]byte{1}, 9)); err != nil {
+		t.Error("settling a Keeper of the release before: ", err)
+	}
 	if _, err := keepers[0].(*keeper.Client).Status(t.Context()); !errors.Is(err, seal.ErrOldKeeper) {
 		t.Errorf("status: %v", err)
 	}
@@ -171,7 +179,7 @@ func TestOldStateCostsNoShare(t *testing.T) {
 	}
 	before := l.state
 	// Another set takes its place, at Keepers of which the first restarted in between.
-	l.state = seal.State{Cluster: before.Cluster}
+	l.state = seal.State{Cluster: before.Cluster, Index: before.Index}
 	keepers[0] = client(t, serve(t, a, "k1", keeper.ServerOptions{}), "k1", nexus)
 	fresh := seal.New(seal.Config{Logger: quiet})
 	defer fresh.Lock()

@@ -286,9 +286,10 @@ func (s *Server) native(w http.ResponseWriter, route string, id spiffeid.ID, bod
 		}
 	case routeSettle:
 		var slot seal.Slot
-		if slot, _, err = parseSlot(body, settleFields); err == nil {
+		var asOf uint64
+		if slot, asOf, err = parseSettle(body); err == nil {
 			failpoint.Hit(failpoint.KeeperSettleBefore)
-			err = s.vault.settle(slot.Cluster, slot.Set)
+			err = s.vault.settle(slot.Cluster, slot.Set, asOf)
 			failpoint.Hit(failpoint.KeeperSettleAfter)
 			s.note("settle", id, slot, err)
 		}

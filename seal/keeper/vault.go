@@ -43,12 +43,15 @@ type held struct {
 //   - A share is placed as pending, in addition to the current one, which stays until another is settled.
 //     Settling drops the older current share, and everything of a lower incarnation.
 //   - Whoever asks with a lower incarnation than the settled one, or brings back a set that was dropped, is stale.
+//   - So is whoever settles by an older state of the cluster than the one that was settled by: the order in which sets
+//     came here does not tell which of two is newer, since a refill may bring an older one later.
 //
 // It is safe for concurrent use.
 type vault struct {
 	mu          sync.Mutex
 	cluster     [16]byte // zero: not pinned yet
 	incarnation uint64   // the highest that was settled
+	asOf        uint64   // index in the log that the current share was settled by, the highest; 0: not known
 	shares      []*held  // oldest first
 	retired     [][16]byte
 	contributed *locked.Buffer // SPIKE's bare contribution; nothing of ours ever reads it
@@ -148,7 +151,7 @@ func (v *vault) prove(slot seal.Slot, keeper string, nonce [32]byte) (proof [32]
 	return proof, err
 }
 
-func (v *vault) settle(c seal.ClusterRef, set [16]byte) error {
+func (v *vault) settle(c seal.ClusterRef, set [16]byte, asOf uint64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err := v.admit(c, set); err != nil {
@@ -158,6 +161,13 @@ func (v *vault) settle(c seal.ClusterRef, set [16]byte) error {
 	if h == nil {
 		return v.missing()
 	}
+	if c.Incarnation > v.incarnation { // another log, which counts for itself
+		v.asOf = 0
+	}
+	if asOf != 0 && asOf < v.asOf && !h.current {
+		return seal.ErrStale
+	}
+	v.asOf = max(v.asOf, asOf)
 	if h.current {
 		return nil
 	}

@@ -64,6 +64,7 @@ type slotWire struct {
 	Index       int    `json:"index,omitempty"`
 	Share       []byte `json:"share,omitempty"`
 	Nonce       []byte `json:"nonce,omitempty"`
+	AsOf        uint64 `json:"as_of,omitempty"`
 	Current     bool   `json:"current,omitempty"`
 }
 
@@ -86,7 +87,9 @@ func (w slotWire) slot() (s seal.Slot, err error) {
 var (
 	placeFields  = []string{"cluster", "incarnation", "set", "index", "share"}
 	fetchFields  = placeFields[:4]
-	settleFields = placeFields[:3]
+	settleFields = []string{"cluster", "incarnation", "set", "as_of"}
+	// settleBefore is what peers of releases before this say.
+	settleBefore = settleFields[:3]
 	proveFields  = []string{"cluster", "incarnation", "set", "index", "nonce"}
 )
 
@@ -129,6 +132,23 @@ func parseSlotWithin(body []byte, fields []string) (slot seal.Slot, payload []by
 		return seal.Slot{}, nil, err
 	}
 	return slot, payload, nil
+}
+
+// parseSettle reads that a set is the current one, and as of which index; 0: by a peer that does not tell.
+func parseSettle(body []byte) (slot seal.Slot, asOf uint64, err error) {
+	if slot, _, err = parseSlot(body, settleBefore); err == nil {
+		return slot, 0, nil
+	}
+	if slot, _, err = parseSlot(body, settleFields); err != nil {
+		return slot, 0, err
+	}
+	var w struct {
+		AsOf uint64 `json:"as_of"`
+	}
+	if json.Unmarshal(body, &w) != nil || w.AsOf == 0 {
+		return seal.Slot{}, 0, errBadRequest
+	}
+	return slot, w.AsOf, nil
 }
 
 // parseEmpty accepts an object; on our routes without any field.

@@ -115,7 +115,7 @@ func TestVaultForgetsAndRemembers(t *testing.T) {
 		if err := v.place(s, bytes.Repeat([]byte{1}, 32)); err != nil {
 			t.Fatal(err)
 		}
-		if err := v.settle(s.Cluster, s.Set); err != nil {
+		if err := v.settle(s.Cluster, s.Set, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
