@@ -101,9 +101,13 @@ type grantedReader struct {
 	io.Reader
 }
 
+// Read waits for what the caller sends, and so looks after that whether it may
+// still be answered.
 func (r grantedReader) Read(p []byte) (int, error) {
-	if err := r.holds(); err != nil {
-		return 0, err
+	n, err := r.Reader.Read(p)
+	if ended := r.holds(); ended != nil {
+		clear(p[:n])
+		return 0, ended
 	}
-	return r.Reader.Read(p)
+	return n, err
 }

@@ -76,3 +76,35 @@ func TestStreamsAreDecidedAgain(t *testing.T) {
 		t.Errorf("a stranger: %v", err)
 	}
 }
+
+// A stream that ended while it waited for its caller answers nothing of what came then, however long that took.
+func TestStreamEndsWhileItWaits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	now := time.Unix(1000, 0)
+	s := store.New(store.Config{Machine: w.machine, Log: w.log, Keys: w.keys, Recorder: w.audit, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now }, Timeout: time.Second})
+	if err := s.Open(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	late := afterwards{bytes.NewReader(make([]byte, 100)), cancel}
+	caller := secret.Caller{ID: "spiffe://spike.ist/spike/workload/role/lite", Role: secret.RoleLite}
+	opened, err := s.DecryptStream(ctx, store.Request{ID: "1", Caller: caller}, late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := opened.Read(make([]byte, 50)); n != 0 || secret.CodeOf(err) != secret.CodeUnavailable {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// afterwards is a source that gives something only after something else has happened.
+type afterwards struct {
+	io.Reader
+	happens func()
+}
+
+func (a afterwards) Read(p []byte) (int, error) {
+	a.happens()
+	return a.Reader.Read(p)
+}
