@@ -179,6 +179,10 @@ func (n *Node) collect(ctx context.Context, call restoreCall) (store.RestoreProg
 	if err != nil {
 		return store.RestoreProgress{}, shareError(err)
 	}
+	if n.peerSealed.Load() || n.machine.View().Seal().Sealed || !n.leads() { // meanwhile: it was dropped with the others, or came too late for that
+		n.collector.Close()
+		return store.RestoreProgress{}, badShare("sealed_or_deposed", "the cluster or its leader was sealed, or another leads, in this moment; see 'spikectl status' and give the shares again")
+	}
 	progress := store.RestoreProgress{Collected: p.Collected, Remaining: p.Remaining, Given: p.Given}
 	if !p.Ready {
 		return progress, nil

@@ -62,3 +62,15 @@ func (n *Node) Hashes() (all, data [32]byte) {
 	data, all = n.machine.View().Hashes()
 	return all, data
 }
+
+// LateKeys has keys arrive as an unsealing would that began before this peer was
+// sealed by itself, and HasKeys says whether any are here.
+func (n *Node) LateKeys(ctx context.Context) error {
+	_, err := n.seal.Unseal(ctx, sealState(n.machine.View()), n.keepers)
+	return err
+}
+
+func (n *Node) HasKeys() bool { return !n.seal.Sealed() }
+
+// Poke has this peer look whether it should have keys.
+func (n *Node) Poke() { n.poke() }

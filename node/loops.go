@@ -183,7 +183,10 @@ func (n *Node) unseal() error {
 		n.store.Close()
 		return cluster.ErrRemoved
 	}
-	if n.peerSealed.Load() {
+	if n.peerSealed.Load() { // keys that were on their way then may have come since
+		n.seal.Lock()
+		n.store.Close()
+		n.collector.Close()
 		return errPeerSealed
 	}
 	ctx, cancel := n.step()

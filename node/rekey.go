@@ -161,20 +161,26 @@ func rekeyError(err error) error {
 	return rotationError(err)
 }
 
-// behind names the peers that serve and do not use the committed root key yet.
-func (n *Node) behind() (list []string) {
+// behind names the peers that serve and do not use the committed root key yet, and
+// says whether a voter does, which could lead.
+func (n *Node) behind() (list []string, ahead bool) {
 	committed := hex.EncodeToString(n.machine.View().Seal().GetCommitted().GetId())
 	for _, p := range n.askPeers() {
-		if p.Reachable && !p.Sealed && p.ShareSet != committed {
+		switch serves := p.Reachable && !p.Sealed; {
+		case serves && p.ShareSet != committed:
 			list = append(list, p.ID)
+		case serves && p.Voter:
+			ahead = true
 		}
 	}
-	return list
+	return list, ahead
 }
 
 // rotateInherited rotates what a rekey has left: keys that holders of old shares
 // and an old disk may have. It waits until every peer that serves uses the new
 // root key, so that none is sealed by it, but not for ever; since is when it began to.
+// While no voter has the new root key, all serve on: who sealed itself would make
+// room for nobody.
 func (n *Node) rotateInherited(since *time.Time) error {
 	state := n.machine.View().Seal()
 	set, ok := n.seal.ShareSetInUse()
@@ -186,9 +192,11 @@ func (n *Node) rotateInherited(since *time.Time) error {
 	if since.IsZero() {
 		*since = n.now()
 	}
-	late := n.behind()
+	late, ahead := n.behind()
 	switch waited := n.now().Sub(*since); {
 	case (behind || len(late) > 0) && waited < inheritFor:
+		return nil
+	case behind && !ahead:
 		return nil
 	case behind: // a leader without keys is succeeded by one with
 		n.log.Warn("this leader has not got the new root key in time; it is sealed until it does, so that another can rotate the keys of before")

@@ -536,3 +536,39 @@ func TestRekeyAfterRecovery(t *testing.T) {
 		return nil
 	})
 }
+
+// When nobody has the new root key any more, and nobody can get it, the peers serve on with the keys they have, however
+// long that takes: a leader that sealed itself would make room for nobody.
+func TestRekeyWithoutAnybodyAhead(t *testing.T) {
+	t.Parallel()
+	var gates []*gate
+	c := nodetest.New(t, nodetest.Options{Configure: func(i int, cfg *node.Config) { gated(t, i, &gates)(i, cfg) }})
+	c.Bootstrap()
+	c.Ready()
+	levelled(t, c.Client(nodetest.Role("superuser"), 0, 1, 2))
+	su := c.Client(nodetest.Role("superuser"), 0)
+	for _, g := range gates[3:] { // three Keepers each
+		g.close(true)
+	}
+	if err := su.Rekey(ctx, client.RekeyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := su.Seal(ctx, "nexus-1"); err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < 3; i++ { // as whoever leads would
+		if err := c.Node(i).RotateInherited(time.Now().Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if c.Node(i).Health().Sealed {
+			t.Fatal("it sealed itself, and nobody can take its place")
+		}
+	}
+	for _, g := range gates {
+		g.close(false)
+	}
+	if err := su.Unseal(ctx, "nexus-1"); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, c, su)
+}

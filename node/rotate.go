@@ -48,7 +48,7 @@ func (o operator) RotateKeys(ctx context.Context, purposes []string) error {
 	if n.machine.View().Level() < levelOfRotation {
 		return n.levelTooLow()
 	}
-	if late := n.behind(); len(late) > 0 {
+	if late, _ := n.behind(); len(late) > 0 {
 		return &secret.Error{Code: secret.CodeConflict, Subject: "keyring", Reason: "rekey_unfinished",
 			Message: "after the rekey " + strings.Join(late, ", ") + " must get the new root key first, or would be sealed by this; keys are then rotated without being asked"}
 	}

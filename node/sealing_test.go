@@ -167,3 +167,24 @@ func reason(err error) string {
 	}
 	return ""
 }
+
+// Keys that were on their way to a peer when it was sealed by itself do not stay in its memory.
+func TestSealOfOnePeerDropsLateKeys(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Booted(t, nodetest.Options{})
+	super := c.Client(nodetest.Role("superuser"))
+	if err := super.Seal(ctx, "nexus-3"); err != nil {
+		t.Fatal(err)
+	}
+	n := c.Node(2)
+	if err := n.LateKeys(ctx); err != nil || !n.HasKeys() {
+		t.Fatal("no keys came: ", err)
+	}
+	n.Poke()
+	nodetest.Eventually(t, "the keys are gone", func() error {
+		if n.HasKeys() {
+			return errors.New("they are here")
+		}
+		return nil
+	})
+}
