@@ -59,7 +59,7 @@ func TestRotateKeysIsAuthorisedAndAudited(t *testing.T) {
 func TestRekeyIsAuthorisedAndAudited(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	q := store.Rekeying{ID: [16]byte{1}, Shares: 3, Threshold: 2, Keepers: []string{"keeper-1", "keeper-2", "keeper-3"}, Force: true}
+	q := store.Rekeying{ID: [16]byte{1}, Shares: 3, Threshold: 2, Keepers: []string{"keeper-1", "keeper-2", "keeper-3"}, Force: true, AllowSingleShare: true}
 	if err := w.Rekey(ctx, su, q); err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestRekeyIsAuthorisedAndAudited(t *testing.T) {
 			lines = append(lines, strings.TrimSpace(strings.Join([]string{r.Op, string(r.Phase), string(r.Decision), r.Detail}, " ")))
 		}
 	}
-	about := " shares 3, threshold 2, force, Keepers keeper-1 keeper-2 keeper-3"
+	about := " shares 3, threshold 2, force, a single share allowed, Keepers keeper-1 keeper-2 keeper-3"
 	want := []string{"key.rekey intent allow" + about, "key.rekey outcome allow" + about, "key.rekey.cancel intent allow", "key.rekey.cancel outcome allow"}
 	if len(lines) < 4 || !slices.Equal(lines[:4], want) {
 		t.Fatalf("%q, want %q", lines, want)

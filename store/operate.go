@@ -53,7 +53,11 @@ func (s *Store) Verify(ctx context.Context, r Request, nonce, ciphertext []byte)
 
 // Initialise gives a new cluster its keys.
 func (s *Store) Initialise(ctx context.Context, r Request, shares, threshold int, allowSingleShare bool) error {
-	return s.operate(ctx, r, "cluster.initialise", func() error {
+	detail := fmt.Sprintf("shares %d, threshold %d", shares, threshold)
+	if allowSingleShare {
+		detail += ", a single share allowed"
+	}
+	return s.operateOn(ctx, r, "cluster.initialise", detail, func() error {
 		return s.cfg.Operator.Initialise(ctx, shares, threshold, allowSingleShare)
 	}, secret.RoleBootstrap, secret.RoleSuperuser)
 }
@@ -86,6 +90,9 @@ func (s *Store) RecoverFiles(ctx context.Context, r Request, recipients []string
 		fmt.Fprintln(h, to)
 	}
 	detail := fmt.Sprintf("recipients %d, SHA-256 of their lines %x", len(recipients), h.Sum(nil))
+	if oneHolder {
+		detail += ", one holder allowed"
+	}
 	err = s.operateOn(ctx, r, "operator.recover", detail, func() error {
 		if len(recipients) == 0 || len(recipients) > maxRecipients {
 			return secret.Invalid("recipients", "name one for each share, or fewer that get several")

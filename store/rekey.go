@@ -37,6 +37,9 @@ func (s *Store) Rekey(ctx context.Context, r Request, k Rekeying) error {
 	if k.Force {
 		detail += ", force"
 	}
+	if k.AllowSingleShare {
+		detail += ", a single share allowed"
+	}
 	if invalid == nil && size > 0 && size <= 1024 { // a record's size must not be the caller's choice
 		detail += ", Keepers " + strings.Join(k.Keepers, " ")
 	}
