@@ -122,13 +122,15 @@ type hinted struct {
 
 func (e hinted) Unwrap() error { return e.error }
 
-// needsRole says which role a refused operation takes: no policy grants it.
+// needsRole says which role a refused operation takes, or which of several,
+// "a, b or c": no policy grants it.
 func needsRole(err error, role string) error {
 	if secret.CodeOf(err) != secret.CodeDenied {
 		return err
 	}
+	one, _, _ := strings.Cut(role, ",")
 	return hinted{&secret.Error{Code: secret.CodeDenied, Message: "this takes the role " + role + ", which no policy gives", Cause: err},
-		"be that role (SPIFFE_ENDPOINT_SOCKET); for a cluster of 'spikectl dev up': eval \"$(spikectl dev env --role " + role + ")\""}
+		"be that role (SPIFFE_ENDPOINT_SOCKET); for a cluster of 'spikectl dev up': eval \"$(spikectl dev env --role " + one + ")\""}
 }
 
 func hintFor(err error) string {
@@ -138,7 +140,7 @@ func hintFor(err error) string {
 	}
 	switch secret.CodeOf(err) {
 	case secret.CodeSealed:
-		return "see 'spikectl status'; a sealed peer gets its keys from the Keepers by itself, or from 'spikectl operator restore'"
+		return "see 'spikectl status'; a sealed peer gets its keys from the Keepers by itself, from 'spikectl operator restore', or, if an operator sealed it, after 'spikectl operator unseal'"
 	case secret.CodeUnavailable:
 		switch remote := (*secret.Error)(nil); {
 		case errors.As(err, &remote) && remote.Reason == client.ReasonNoSuchHost:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,7 @@ func operatorCommand() *cli.Command {
 				&cli.StringFlag{Name: "out", Aliases: []string{"o"}, EnvVars: []string{"SPIKE_PILOT_RECOVERY_DIR"}, Usage: "`DIRECTORY` for the files (default: ~/.spike/recover)"},
 				&cli.StringSliceFlag{Name: "recipient", Aliases: []string{"r"}, Usage: "public `KEY` of an operator, age1…; may be repeated"},
 				&cli.StringFlag{Name: "recipients-file", Usage: "`FILE` of public keys, one a line"},
-				&cli.BoolFlag{Name: "one-holder", Usage: "allow that one recipient gets enough shares for the root key"},
+				&cli.BoolFlag{Name: "one-holder", Usage: "allow that one recipient, or one passphrase, gets enough shares for the root key"},
 				&cli.BoolFlag{Name: "passphrase", Usage: "encrypt to passphrases, one for each share, where there are no keys: asked for, or from --passphrase-file"},
 				passphraseFlag("one line for each share"),
 				&cli.BoolFlag{Name: "plaintext", Usage: "do not encrypt: SPIKE's form, spike:NUMBER:HEX. Needs the setting 'wire_recovery'"},
@@ -209,6 +210,7 @@ func recoverEncrypted(ctx context.Context, c *cli.Context, cl *client.Client, di
 		}
 		request = client.RecoverRequest{Recipients: []string{key.Recipient().String()}, OneHolder: true}
 		ask := newPassphrases(c)
+		shares := map[string]int{} // of each passphrase
 		again = func(f *recoveryfile.File, _ []byte) ([]byte, error) {
 			passphrase, err := ask.next(fmt.Sprintf("Passphrase for share %d of %d", f.Index, f.Shares), true)
 			if err != nil {
@@ -217,6 +219,10 @@ func recoverEncrypted(ctx context.Context, c *cli.Context, cl *client.Client, di
 			to, err := recoveryfile.Passphrase(passphrase)
 			if err != nil {
 				return nil, usage("share %d: %v", f.Index, err)
+			}
+			if shares[passphrase]++; shares[passphrase] >= f.Threshold && !c.Bool("one-holder") {
+				return nil, usage("share %d: one passphrase would open %d of %d shares, and %d are enough for the root key; give each share its own, or allow one holder (--one-holder)",
+					f.Index, shares[passphrase], f.Shares, f.Threshold)
 			}
 			secret, err := f.Open(key)
 			if err != nil {
@@ -283,7 +289,13 @@ func restoreShare(c *cli.Context, dial dialer) error {
 }
 
 // readShare reads a recovery file, or a share in SPIKE's form, from the file of that name, or from standard input.
+// What is wrong with it is said of the file by name: people have several.
 func readShare(c *cli.Context, name string) (r client.RestoreRequest, err error) {
+	defer func() {
+		if err != nil && name != "" && name != "-" && !errors.As(err, new(*fs.PathError)) {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+	}()
 	source := c.App.Reader
 	if name != "" && name != "-" {
 		file, err := os.Open(name)
@@ -375,5 +387,8 @@ func refusedShare(err error) error {
 	if !ok {
 		message = e.Message
 	}
-	return &secret.Error{Code: e.Code, Message: message + "; shares given before still count", Reason: e.Reason, Cause: err}
+	if e.Reason != "not_sealed" && e.Reason != "operator_sealed" { // there none was collected
+		message += "; shares given before still count"
+	}
+	return &secret.Error{Code: e.Code, Message: message, Reason: e.Reason, Cause: err}
 }

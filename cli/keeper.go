@@ -177,7 +177,15 @@ func faults(a client.KeepersAnswer) (list []string) {
 
 // margin says how many Keepers can be lost.
 func margin(a client.KeepersAnswer) string {
+	held := 0
+	for _, k := range a.Keepers {
+		if k.Health == "held" {
+			held++
+		}
+	}
 	switch more := a.Good - a.Threshold; {
+	case held > 0: // a sealed peer was asked, which finds none good
+		return fmt.Sprintf("%d say that they hold theirs, the threshold is %d", held, a.Threshold)
 	case more > 0:
 		return fmt.Sprintf("%d above the threshold of %d", more, a.Threshold)
 	case more == 0:

@@ -39,6 +39,9 @@ func rekey(c *cli.Context, dial dialer) error {
 	if err := arguments(c, 0, 0); err != nil {
 		return err
 	}
+	if err := rekeyFlags(c); err != nil {
+		return err
+	}
 	cl, ctx, err := dial()
 	if err != nil {
 		return err
@@ -64,7 +67,7 @@ func rekey(c *cli.Context, dial dialer) error {
 	if q.ID == "" {
 		q.ID = client.NewID()
 	}
-	say("a new root key is made, and the Keepers get their shares")
+	say("making a new root key, and giving the Keepers their shares …")
 	heard := noteQuiet(c)
 	err = cl.Rekey(within, q)
 	heard()
@@ -79,7 +82,29 @@ func rekey(c *cli.Context, dial dialer) error {
 	if err != nil {
 		return hinted{err, "the rekey is committed; what follows goes on by itself: spikectl key status"}
 	}
+	if keys.ShareSet != nil { // numbers that were not given may be others than before
+		say("share set: %s", describeShareSet(keys.ShareSet))
+	}
 	return show(c, map[string]any{"rekeyed": true, "id": q.ID, "shareSet": keys.ShareSet, "stale": keys.Stale}, func(io.Writer) {})
+}
+
+// rekeyFlags refuses what would be taken for something else: a number of 0, as
+// of an unset variable, for the default, and what --cancel would not heed.
+func rekeyFlags(c *cli.Context) error {
+	for _, name := range []string{"shares", "threshold"} {
+		if c.IsSet(name) && c.Int(name) < 1 {
+			return usage("--%s %d: give 1 or more, or leave it away", name, c.Int(name))
+		}
+	}
+	if !c.Bool("cancel") {
+		return nil
+	}
+	for _, name := range []string{"shares", "threshold", "keepers", "allow-single-share", "force", "wait", "id"} {
+		if c.IsSet(name) {
+			return usage("--cancel begins nothing: leave away --%s", name)
+		}
+	}
+	return nil
 }
 
 // finishRekey says what goes on by itself after a rekey: the peers take the new

@@ -64,7 +64,7 @@ func (o operator) RecoveryFiles(ctx context.Context, recipients []string, oneHol
 	for _, n := range held {
 		if n >= st.Committed.Threshold && st.Committed.Threshold > 1 && !oneHolder {
 			return nil, &secret.Error{Code: secret.CodeInvalid, Subject: "recipients", Reason: "one_holder",
-				Message: fmt.Sprintf("one of them would hold %d of %d shares, and %d are enough for the root key; name more recipients, or allow one holder", n, st.Committed.Shares, st.Committed.Threshold)}
+				Message: fmt.Sprintf("one of them would hold %d of %d shares, and %d are enough for the root key; name more recipients, or allow one holder (--one-holder)", n, st.Committed.Shares, st.Committed.Threshold)}
 		}
 	}
 	if len(recipients) > st.Committed.Shares {

@@ -187,7 +187,7 @@ func (n *Node) unseal() error {
 		n.seal.Lock()
 		n.store.Close()
 		n.collector.Close()
-		return errPeerSealed
+		return n.errPeerSealed()
 	}
 	ctx, cancel := n.step()
 	defer cancel()
@@ -221,7 +221,7 @@ func (n *Node) opened(ctx context.Context) error {
 	was := n.store.Sealed()
 	if n.peerSealed.Load() { // while the keys were on their way
 		n.seal.Lock()
-		return errPeerSealed
+		return n.errPeerSealed()
 	}
 	if err := n.store.Open(); err != nil {
 		// An operator sealed the cluster while the keys were on their way.

@@ -23,7 +23,10 @@ const sealFile = "sealed-by-operator"
 
 const rpcSeal = "node.seal"
 
-var errPeerSealed = errors.New("an operator sealed this peer; 'spikectl operator unseal --peer' with its id lets it have its keys")
+// errPeerSealed says why this peer has no keys, with the command that ends it.
+func (n *Node) errPeerSealed() error {
+	return fmt.Errorf("an operator sealed this peer; 'spikectl operator unseal --peer %s' lets it have its keys", n.cfg.ID)
+}
 
 // SetSealed seals or unseals the cluster, or one peer when peer is not empty.
 // Nothing is changed when it is so already.

@@ -9,7 +9,7 @@ import (
 // What can be wrong, to be tested with errors.Is.
 var (
 	ErrSealed             = errors.New("seal: this process is sealed")
-	ErrOperatorSealed     = errors.New("seal: an operator sealed the cluster; unseal it first")
+	ErrOperatorSealed     = errors.New("seal: an operator sealed the cluster; 'spikectl operator unseal' ends that")
 	ErrOpen               = errors.New("seal: cannot open: wrong key, wrong place or altered bytes")
 	ErrTooLarge           = errors.New("seal: too large")
 	ErrPurpose            = errors.New("seal: the keyring has no key for this purpose")
@@ -45,7 +45,7 @@ type NotEnoughError struct {
 }
 
 func (e *NotEnoughError) Error() string {
-	return fmt.Sprintf("seal: %d of %d shares needed to unseal were found (%s); bring Keepers back, or feed recovery shares",
+	return fmt.Sprintf("seal: %d of %d shares needed to unseal were found (%s); bring Keepers that have their shares back, or give recovery shares: 'spikectl operator restore'",
 		e.Good, e.Needed, describe(e.Reports))
 }
 

@@ -70,7 +70,7 @@ func (s Split) check() error {
 		return fmt.Errorf("%w: %d shares with a threshold of %d; possible are 1 ≤ threshold ≤ shares ≤ %d", ErrShareSet, n, t, MaxShares)
 	}
 	if t == 1 && n > 1 && !s.AllowSingleShare {
-		return fmt.Errorf("%w: with a threshold of 1 each of the %d Keepers holds the whole root key; choose 2 or more, or allow it explicitly", ErrShareSet, n)
+		return fmt.Errorf("%w: with a threshold of 1 each of the %d Keepers holds the whole root key; choose 2 or more, or allow it explicitly (--allow-single-share)", ErrShareSet, n)
 	}
 	if len(s.Keepers) != n {
 		return fmt.Errorf("%w: %d shares need as many Keepers, and there are %d", ErrShareSet, n, len(s.Keepers))
