@@ -40,18 +40,18 @@ func inspect(t *testing.T, s *seal.Seal, w *world, want seal.Health) {
 func TestLooksMoveNoShare(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 5, 3)
-	before, _ := w.asked()
+	before, proved := w.asked() // by the initialisation
 	inspect(t, w.first, w, seal.Good)
 	if _, err := w.first.Refill(t.Context(), w.now(), w.all()); err != nil {
 		t.Fatal(err)
 	}
-	if fetches, proofs := w.asked(); fetches != before || proofs != 10 {
-		t.Errorf("%d shares were sent, %d proofs asked for", fetches-before, proofs)
+	if fetches, proofs := w.asked(); fetches != before || proofs != proved+10 {
+		t.Errorf("%d shares were sent, %d proofs asked for", fetches-before, proofs-proved)
 	}
 	sealed := seal.New(seal.Config{Logger: quiet})
 	inspect(t, sealed, w, seal.Held)
-	if fetches, proofs := w.asked(); fetches != before || proofs != 10 {
-		t.Errorf("a sealed process had %d shares sent, and asked for %d proofs that it cannot check", fetches-before, proofs-10)
+	if fetches, proofs := w.asked(); fetches != before || proofs != proved+10 {
+		t.Errorf("a sealed process had %d shares sent, and asked for %d proofs that it cannot check", fetches-before, proofs-proved-10)
 	}
 	for i, want := range []seal.Health{seal.Empty, seal.Stale, seal.Foreign} {
 		w.keepers[i].restart()
