@@ -249,6 +249,9 @@ func recoverEncrypted(ctx context.Context, c *cli.Context, cl *client.Client, di
 	}
 	for i, name := range names {
 		if err := writePrivate(name, contents[i]); err != nil {
+			for _, written := range names[:i] { // all of them, or none
+				os.Remove(written)
+			}
 			return nil, err
 		}
 	}

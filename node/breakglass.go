@@ -18,12 +18,9 @@ import (
 // neither Keepers nor peers have them any more, enough of them come back in.
 
 func (o operator) RecoveryShares(ctx context.Context) ([]store.RecoveryShare, error) {
-	st, err := ledger(o).State(ctx)
+	st, err := o.initialised(ctx)
 	if err != nil {
-		return nil, logError(err)
-	}
-	if st.Committed == nil {
-		return nil, secret.Errorf(secret.CodeUnavailable, "the cluster was never initialised; it has no shares to give")
+		return nil, err
 	}
 	// Looked at after the read index: a setting that was just changed holds.
 	if !o.n.machine.View().Settings().WireRecovery {
@@ -41,6 +38,18 @@ func (o operator) RecoveryShares(ctx context.Context) ([]store.RecoveryShare, er
 	return out, nil
 }
 
+// initialised is the state of a cluster that has shares to give.
+func (o operator) initialised(ctx context.Context) (seal.State, error) {
+	st, err := ledger(o).State(ctx)
+	switch {
+	case err != nil:
+		err = logError(err)
+	case st.Committed == nil:
+		err = secret.Errorf(secret.CodeUnavailable, "the cluster was never initialised; it has no shares to give")
+	}
+	return st, err
+}
+
 // RecoveryFiles deals the shares to the recipients in turn.
 func (o operator) RecoveryFiles(ctx context.Context, recipients []string, oneHolder bool) ([]store.RecoveryFile, error) {
 	to := make([]recoveryfile.Recipient, len(recipients))
@@ -50,12 +59,9 @@ func (o operator) RecoveryFiles(ctx context.Context, recipients []string, oneHol
 			return nil, secret.Invalid("recipients", fmt.Sprintf("number %d: %v", i+1, err))
 		}
 	}
-	st, err := ledger(o).State(ctx)
+	st, err := o.initialised(ctx)
 	if err != nil {
-		return nil, logError(err)
-	}
-	if st.Committed == nil {
-		return nil, secret.Errorf(secret.CodeUnavailable, "the cluster was never initialised; it has no shares to give")
+		return nil, err
 	}
 	held := make(map[string]int)
 	for i := range st.Committed.Shares {

@@ -98,10 +98,7 @@ func (w sealWatch) Changed(d fsm.Delta) {
 	if d.Seal || d.Reset {
 		if d.View.Seal().Sealed {
 			// In the apply of the entry: nothing newer than it is served with keys.
-			// The keys go first, so that no store opens on them after this.
-			w.n.seal.Lock()
-			w.n.store.Close()
-			w.n.collector.Close()
+			w.n.dropKeys()
 		} else {
 			// Likewise: no later entry is published before the keys that it may need are
 			// in use, or this peer shows nothing at all.
@@ -109,6 +106,14 @@ func (w sealWatch) Changed(d fsm.Delta) {
 		}
 		w.n.poke()
 	}
+}
+
+// dropKeys seals this peer: its keys go, what it serves with them, and what was
+// collected of recovery shares. The keys first: no store opens on them after this.
+func (n *Node) dropKeys() {
+	n.seal.Lock()
+	n.store.Close()
+	n.collector.Close()
 }
 
 // follow takes the keyring of the newest view into use, from memory alone. A
@@ -119,8 +124,7 @@ func (n *Node) follow() error {
 	n.keyring.Unlock()
 	if err != nil {
 		n.log.Warn("the keys here do not open the cluster's new keyring; they are dropped", "error", err)
-		n.seal.Lock()
-		n.store.Close()
+		n.dropKeys()
 	}
 	return err
 }
@@ -179,14 +183,11 @@ func (n *Node) setSealReason(reason string) (changed bool) {
 // unseal returns nil when this peer has the keys that the state asks for.
 func (n *Node) unseal() error {
 	if n.cluster.Status().State == cluster.Removed {
-		n.seal.Lock()
-		n.store.Close()
+		n.dropKeys()
 		return cluster.ErrRemoved
 	}
 	if n.peerSealed.Load() { // keys that were on their way then may have come since
-		n.seal.Lock()
-		n.store.Close()
-		n.collector.Close()
+		n.dropKeys()
 		return n.errPeerSealed()
 	}
 	ctx, cancel := n.step()
@@ -196,8 +197,7 @@ func (n *Node) unseal() error {
 		return err
 	}
 	if st.Sealed {
-		n.seal.Lock()
-		n.store.Close()
+		n.dropKeys()
 		return seal.ErrOperatorSealed
 	}
 	if st.Committed == nil {
@@ -220,12 +220,12 @@ func (n *Node) opened(ctx context.Context) error {
 	}
 	was := n.store.Sealed()
 	if n.peerSealed.Load() { // while the keys were on their way
-		n.seal.Lock()
+		n.dropKeys()
 		return n.errPeerSealed()
 	}
 	if err := n.store.Open(); err != nil {
 		// An operator sealed the cluster while the keys were on their way.
-		n.seal.Lock()
+		n.dropKeys()
 		n.poke()
 		return err
 	}

@@ -200,8 +200,7 @@ func (n *Node) rotateInherited(since *time.Time) error {
 		return nil
 	case behind: // a leader without keys is succeeded by one with
 		n.log.Warn("this leader has not got the new root key in time; it is sealed until it does, so that another can rotate the keys of before")
-		n.seal.Lock()
-		n.store.Close()
+		n.dropKeys()
 		n.poke()
 		return nil
 	case len(late) > 0:

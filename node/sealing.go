@@ -77,9 +77,7 @@ func (n *Node) answerSeal(_ context.Context, on bool) error {
 	}
 	n.peerSealed.Store(on)
 	if on {
-		n.seal.Lock()
-		n.store.Close()
-		n.collector.Close()
+		n.dropKeys()
 	}
 	n.log.Info("an operator changed the seal of this peer", "sealed", on)
 	n.poke()

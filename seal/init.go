@@ -222,6 +222,9 @@ func holds(ctx context.Context, k Keeper, slot Slot, share []byte) (bool, error)
 
 // settleNew settles what was just committed, by a state that shows it so.
 func (s *Seal) settleNew(ctx context.Context, ledger Ledger, p *proposal) {
+	// Whoever asked may have gone; the Keepers are told all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*s.cfg.KeeperTimeout)
+	defer cancel()
 	switch st, err := ledger.State(ctx); {
 	case err != nil:
 		s.log.Warn("the Keepers were not told that their shares are current; the next refill does it", "error", err)
