@@ -10,7 +10,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -34,14 +33,10 @@ func NewDirectory(root string) (*Directory, error) {
 // String implements Bucket.
 func (d *Directory) String() string { return "file://" + d.root }
 
-var segmentForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*$`)
-
 // file is where an object lies. Names that begin with a dot are not objects: unfinished ones lie under such.
 func (d *Directory) file(name string) (string, error) {
-	for s := range strings.SplitSeq(name, "/") {
-		if !segmentForm.MatchString(s) {
-			return "", fmt.Errorf("snapshot: %q cannot be the name of an object", name)
-		}
+	if err := CheckName(name); err != nil {
+		return "", err
 	}
 	return filepath.Join(d.root, filepath.FromSlash(name)), nil
 }

@@ -102,4 +102,12 @@ func Run(t *testing.T, b snapshot.Bucket) {
 	if got := names(t, b, "torn", ""); got != nil {
 		t.Errorf("a part of an object is there: %q", got)
 	}
+	for _, bad := range []string{"", "/", "/a", "a/", "a//b", "../x", "a/../b", "a/.", ".hidden", "a/.b", "a b", "a\x00", "a\n", "ä", "a?b", "a%2fb", "a\\b", strings.Repeat("a", 1025)} {
+		_, _, openErr := b.Open(ctx, bad)
+		for what, err := range map[string]error{"created": put(bad, "x"), "opened": openErr, "deleted": b.Delete(ctx, bad)} {
+			if !errors.Is(err, snapshot.ErrName) {
+				t.Errorf("%.20q is %s: %v", bad, what, err)
+			}
+		}
+	}
 }

@@ -10,6 +10,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -38,19 +39,23 @@ import (
 // MaxObject is the largest object of a single PUT, in bytes.
 const MaxObject = 5 << 30
 
-const (
-	attempts   = 6 // of a request; the last waits some 10 s before
-	maxBackoff = 8 * time.Second
-	// attemptTimeout bounds how long a store may say nothing.
-	attemptTimeout = 30 * time.Second
-)
+// patience is how long to go on with a store that does not do what it is asked.
+type patience struct {
+	attempts   int           // of a request, and to go on with one object's reading
+	maxBackoff time.Duration // between attempts
+	silence    time.Duration // after which an attempt is given up: nothing sent, nothing received
+}
+
+// ordinary patience: the last attempt begins some 20 s after the first when the store refuses at once, and 3 minutes when it is silent.
+var ordinary = patience{attempts: 6, maxBackoff: 8 * time.Second, silence: 30 * time.Second}
 
 // Bucket implements snapshot.Bucket.
 type Bucket struct {
-	client *s3.Client
-	bucket string
-	url    string
-	plain  bool // the store has no conditional PUT
+	client   *s3.Client
+	bucket   string
+	url      string
+	plain    bool // the store has no conditional PUT
+	patience patience
 }
 
 var _ snapshot.Bucket = (*Bucket)(nil)
@@ -62,16 +67,22 @@ var _ snapshot.Bucket = (*Bucket)(nil)
 //	path-style=true              the bucket's name in the path rather than in the host
 //	ca=/file                     certificates of authorities to trust besides the system's, in PEM
 //	conditional=false            the store has no conditional PUT
+//	credentials=/file            credentials in the form of ~/.aws/credentials
+//	profile=name                 which of that file's, or of the SDK's shared files'; "default" with credentials
 //
-// Credentials come from the SDK's ordinary chain: environment, shared files, web identity, instance.
-func Open(ctx context.Context, u *url.URL) (*Bucket, error) {
+// Without the last two, credentials come from the SDK's ordinary chain: environment, shared files, web identity, instance. With them,
+// one process can have several identities: one that writes, one that prunes.
+func Open(ctx context.Context, u *url.URL) (*Bucket, error) { return open(ctx, u, ordinary) }
+
+func open(ctx context.Context, u *url.URL, p patience) (*Bucket, error) {
 	o, err := parse(u)
 	if err != nil {
 		return nil, err
 	}
-	transport := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+	transport := awshttp.NewBuildableClient().WithReadTimeout(0).WithTransportOptions(func(t *http.Transport) {
 		t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.roots}
-		t.ResponseHeaderTimeout = attemptTimeout
+		t.DialContext = impatient(t.DialContext, p.silence)
+		t.IdleConnTimeout = p.silence / 2
 		t.MaxIdleConnsPerHost = 8
 	})
 	load := []func(*config.LoadOptions) error{
@@ -80,7 +91,7 @@ func Open(ctx context.Context, u *url.URL) (*Bucket, error) {
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(r *retry.StandardOptions) {
-				r.MaxAttempts, r.MaxBackoff = attempts, maxBackoff
+				r.MaxAttempts, r.MaxBackoff = p.attempts, p.maxBackoff
 				r.Retryables = append(r.Retryables, retry.RetryableErrorCode{Codes: map[string]struct{}{"ConditionalRequestConflict": {}, "OperationAborted": {}}})
 				r.RateLimiter = noLimit{} // of whoever asks, not of the store: a short outage must not use it up
 			})
@@ -88,6 +99,13 @@ func Open(ctx context.Context, u *url.URL) (*Bucket, error) {
 	}
 	if o.region != "" {
 		load = append(load, config.WithRegion(o.region))
+	}
+	if o.credentials != "" {
+		load = append(load, config.WithSharedCredentialsFiles([]string{o.credentials}), config.WithSharedConfigFiles([]string{}))
+		o.profile = cmp.Or(o.profile, config.DefaultSharedConfigProfile)
+	}
+	if o.profile != "" {
+		load = append(load, config.WithSharedConfigProfile(o.profile))
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, load...)
 	if err != nil {
@@ -99,7 +117,7 @@ func Open(ctx context.Context, u *url.URL) (*Bucket, error) {
 		}
 		c.UsePathStyle = o.pathStyle
 	})
-	return &Bucket{client: client, bucket: o.bucket, url: "s3://" + o.bucket, plain: o.plain}, nil
+	return &Bucket{client: client, bucket: o.bucket, url: "s3://" + o.bucket, plain: o.plain, patience: p}, nil
 }
 
 type noLimit struct{}
@@ -112,6 +130,7 @@ func (noLimit) AddTokens(uint) error { return nil }
 
 type options struct {
 	bucket, endpoint, region string
+	credentials, profile     string
 	pathStyle, plain         bool
 	roots                    *x509.CertPool
 }
@@ -140,6 +159,13 @@ func parse(u *url.URL) (o options, err error) {
 			o.endpoint = value
 		case "region":
 			o.region = value
+		case "credentials":
+			o.credentials, ok = value, value != ""
+			if _, err := os.Stat(value); ok && err != nil {
+				return o, fmt.Errorf("snapshot: the credentials of the bucket: %w", err)
+			}
+		case "profile":
+			o.profile, ok = value, value != ""
 		case "path-style":
 			o.pathStyle, err = strconv.ParseBool(value)
 			ok = err == nil
@@ -174,6 +200,9 @@ func (b *Bucket) String() string { return b.url }
 
 // Create implements snapshot.Bucket.
 func (b *Bucket) Create(ctx context.Context, name string, size int64, body io.ReadSeeker) error {
+	if err := snapshot.CheckName(name); err != nil {
+		return err
+	}
 	if size > MaxObject {
 		return fmt.Errorf("snapshot: an object of %d bytes; S3 takes %d in one piece", size, int64(MaxObject))
 	}
@@ -199,42 +228,14 @@ func (b *Bucket) Create(ctx context.Context, name string, size int64, body io.Re
 	return b.failure(ctx, err)
 }
 
+// has looks for an object in a list, because who may write archives need not be allowed to read them.
 func (b *Bucket) has(ctx context.Context, name string) (bool, error) {
-	_, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.bucket, Key: &name})
-	if err = b.failure(ctx, err); errors.Is(err, snapshot.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// Open implements snapshot.Bucket.
-func (b *Bucket) Open(ctx context.Context, name string) (io.ReadCloser, snapshot.Object, error) {
-	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.bucket, Key: &name})
+	one := int32(1)
+	out, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.bucket, Prefix: &name, MaxKeys: &one})
 	if err != nil {
-		return nil, snapshot.Object{}, b.failure(ctx, err)
+		return false, b.failure(ctx, err)
 	}
-	return &body{out.Body, b, ctx, aws.ToInt64(out.ContentLength)}, snapshot.Object{Name: name, Size: aws.ToInt64(out.ContentLength), Modified: aws.ToTime(out.LastModified)}, nil
-}
-
-// body tells a truncated answer from a whole one.
-type body struct {
-	io.ReadCloser
-	b    *Bucket
-	ctx  context.Context
-	left int64
-}
-
-func (r *body) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	r.left -= int64(n)
-	switch {
-	case err == nil:
-	case !errors.Is(err, io.EOF):
-		err = r.b.failure(r.ctx, err)
-	case r.left != 0:
-		err = fmt.Errorf("%w: the answer was cut short", snapshot.ErrUnavailable)
-	}
-	return n, err
+	return len(out.Contents) > 0 && aws.ToString(out.Contents[0].Key) == name, nil
 }
 
 // List implements snapshot.Bucket.
@@ -261,6 +262,9 @@ func (b *Bucket) List(ctx context.Context, prefix, after string) iter.Seq2[snaps
 
 // Delete implements snapshot.Bucket.
 func (b *Bucket) Delete(ctx context.Context, name string) error {
+	if err := snapshot.CheckName(name); err != nil {
+		return err
+	}
 	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &name})
 	err = b.failure(ctx, err)
 	switch {

@@ -1,5 +1,6 @@
-// Package s3server runs a real S3 server for tests: versitygw, built from the module in tools/s3, over a directory, on loopback, with
-// TLS under an authority of its own. Nothing of it outlives the test.
+// Package s3server runs a real S3 server for tests: versitygw, built from the module in tools/s3 (minio, from tools/minio, with the
+// build tag minio), over a directory, on loopback, with TLS under an authority of its own; and a Proxy in front of it that does what
+// stores do on bad days. Nothing of it outlives the test.
 package s3server
 
 import (
@@ -22,16 +23,22 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// Server is a running server. Root's credentials are Access and Secret.
+// Server is a running server as one of its users sees it: Start gives root's view, User another's.
 type Server struct {
 	Address        string // host:port
 	CA             string // file of the authority
 	Access, Secret string
-	Data           string // its directory: a bucket is a directory in it
+	Credentials    string // file with both, as the SDK reads it
+	Data           string // its directory
 }
 
 // built is where the server's program lies, built once for all tests of a package.
@@ -41,19 +48,22 @@ var built = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	started.Store(&dir)
 	cmd := exec.Command("go", "build", "-o", dir+"/", "tool")
-	cmd.Dir = filepath.Join(filepath.Dir(here), "..", "..", "tools", "s3")
+	cmd.Dir = filepath.Join(filepath.Dir(here), "..", "..", "tools", module)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the S3 server: %w\n%s", err, out)
 	}
-	return filepath.Join(dir, "versitygw"), nil
+	return filepath.Join(dir, program), nil
 })
+
+var started atomic.Pointer[string] // where something was built, if anything was
 
 // Run runs the tests of m and then removes what was built for them: call it from TestMain.
 func Run(m *testing.M) int {
 	defer func() {
-		if program, err := built(); err == nil {
-			os.RemoveAll(filepath.Dir(program))
+		if dir := started.Load(); dir != nil {
+			os.RemoveAll(*dir)
 		}
 	}()
 	return m.Run()
@@ -62,18 +72,18 @@ func Run(m *testing.M) int {
 // Start starts a server, which ends with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	program, err := built()
+	path, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	s := &Server{CA: filepath.Join(dir, "ca.pem"), Access: "root", Secret: "the secret of root in tests", Data: filepath.Join(dir, "data")}
+	s := &Server{CA: filepath.Join(dir, "ca.pem"), Access: "root", Secret: "secret-of-root-in-tests", Data: filepath.Join(dir, "data")}
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	if err := errors.Join(os.Mkdir(s.Data, 0o700), os.Mkdir(filepath.Join(dir, "versions"), 0o700), os.Mkdir(filepath.Join(dir, "iam"), 0o700), certify(s.CA, cert, key)); err != nil {
+	if err := errors.Join(os.Mkdir(s.Data, 0o700), os.Mkdir(filepath.Join(dir, "versions"), 0o700), os.Mkdir(filepath.Join(dir, "iam"), 0o700), certify(s.CA, cert, key), s.keep("root")); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 { // a port may be taken between looking and listening
-		if err = s.start(t, program, dir, cert, key); err == nil {
+		if err = s.start(t, path, dir, cert, key); err == nil {
 			return s
 		}
 	}
@@ -81,7 +91,7 @@ func Start(t testing.TB) *Server {
 	return nil
 }
 
-func (s *Server) start(t testing.TB, program, dir, cert, key string) error {
+func (s *Server) start(t testing.TB, path, dir, cert, key string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -93,22 +103,14 @@ func (s *Server) start(t testing.TB, program, dir, cert, key string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(program, "--port", s.Address, "--cert", cert, "--key", key, "--quiet", "--iam-dir", filepath.Join(dir, "iam"),
-		"posix", "--versioning-dir", filepath.Join(dir, "versions"), s.Data)
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY_ID="+s.Access, "ROOT_SECRET_ACCESS_KEY="+s.Secret)
+	cmd := s.command(path, dir, cert, key)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	authority, err := os.ReadFile(s.CA)
-	if err != nil {
-		return err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(authority)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	client := &http.Client{Transport: s.transport(t)}
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -134,19 +136,83 @@ func (s *Server) start(t testing.TB, program, dir, cert, key string) error {
 	}
 }
 
+// transport trusts the server's authority and nobody else.
+func (s *Server) transport(t testing.TB) *http.Transport {
+	t.Helper()
+	authority, err := os.ReadFile(s.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authority)
+	return &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableCompression: true}
+}
+
+// Client is the SDK's client, for what snapshot.Bucket does not do: policies, versions, locks.
+func (s *Server) Client(t testing.TB) *s3.Client {
+	t.Helper()
+	transport := s.transport(t)
+	t.Cleanup(transport.CloseIdleConnections)
+	return s3.New(s3.Options{
+		BaseEndpoint: aws.String("https://" + s.Address), Region: "us-east-1", UsePathStyle: true, HTTPClient: &http.Client{Transport: transport},
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: s.Access, SecretAccessKey: s.Secret}, nil
+		}),
+	})
+}
+
 // Bucket makes a bucket and returns its address.
 func (s *Server) Bucket(t testing.TB, name string) string {
 	t.Helper()
-	if err := os.Mkdir(filepath.Join(s.Data, name), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return s.URL(name)
+	return s.bucket(t, &s3.CreateBucketInput{Bucket: &name})
 }
 
-// URL is the address of a bucket.
+// LockedBucket makes a bucket in which objects stay for so many days, whatever their owner wants.
+func (s *Server) LockedBucket(t testing.TB, name string, days int32) string {
+	t.Helper()
+	address := s.bucket(t, &s3.CreateBucketInput{Bucket: &name, ObjectLockEnabledForBucket: aws.Bool(true)})
+	_, err := s.Client(t).PutObjectLockConfiguration(t.Context(), &s3.PutObjectLockConfigurationInput{Bucket: &name, ObjectLockConfiguration: &types.ObjectLockConfiguration{
+		ObjectLockEnabled: types.ObjectLockEnabledEnabled, Rule: &types.ObjectLockRule{DefaultRetention: &types.DefaultRetention{Mode: types.ObjectLockRetentionModeCompliance, Days: &days}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+func (s *Server) bucket(t testing.TB, in *s3.CreateBucketInput) string {
+	t.Helper()
+	if _, err := s.Client(t).CreateBucket(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	return s.URL(*in.Bucket)
+}
+
+// URL is the address of a bucket, credentials included: nothing is left to the environment, so that tests run side by side.
 func (s *Server) URL(bucket string) string {
-	options := url.Values{"endpoint": {"https://" + s.Address}, "path-style": {"true"}, "ca": {s.CA}}
+	options := url.Values{"endpoint": {"https://" + s.Address}, "path-style": {"true"}, "ca": {s.CA}, "credentials": {s.Credentials}}
 	return "s3://" + bucket + "?" + options.Encode()
+}
+
+// As is the server to somebody with other credentials, who need not be anybody.
+func (s *Server) As(t testing.TB, access, secret string) *Server {
+	t.Helper()
+	as := *s
+	as.Access, as.Secret = access, secret
+	if err := as.keep(access); err != nil {
+		t.Fatal(err)
+	}
+	return &as
+}
+
+// keep writes the credentials to their file.
+func (s *Server) keep(name string) error {
+	f, err := os.CreateTemp(filepath.Dir(s.CA), "credentials-"+name+"-")
+	if err != nil {
+		return err
+	}
+	s.Credentials = f.Name()
+	_, err = fmt.Fprintf(f, "[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", s.Access, s.Secret)
+	return errors.Join(err, f.Close())
 }
 
 // certify makes an authority and a certificate for loopback.

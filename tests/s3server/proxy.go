@@ -1,0 +1,278 @@
+package s3server
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Fault is what a Proxy does to a request.
+type Fault string
+
+// The faults.
+const (
+	SlowDown    Fault = "503 SlowDown"
+	Internal    Fault = "500 InternalError"
+	Conflict    Fault = "409 ConditionalRequestConflict"
+	Skewed      Fault = "403 RequestTimeTooSkewed"
+	ResetBefore Fault = "the connection is reset and nothing was done"
+	ResetAfter  Fault = "it was done and the connection is reset"
+	FailedAfter Fault = "it was done and the answer is 500" // "failed but persisted"
+	TakenAfter  Fault = "it was done and the answer is 412" // as after a retry that the caller knows nothing of
+	Hang        Fault = "no answer, and nothing was done"
+	HangAfter   Fault = "it was done and there is no answer"
+	HangInBody  Fault = "the answer stops half way"
+	Torn        Fault = "the answer breaks off half way"
+	Short       Fault = "the answer is half of it, and says that this is all"
+	Flipped     Fault = "one bit of the answer is another"
+	StaleList   Fault = "a list is answered as it was when first asked for"
+)
+
+// Rule says which requests meet a fault.
+type Rule struct {
+	Fault  Fault
+	Method string  // GET, PUT, HEAD, DELETE, or LIST; empty: any
+	Name   string  // part of the object's name or of the prefix asked for
+	Skip   int     // so many are spared first
+	Times  int     // and then so many meet it; 0: all
+	Chance float64 // of each; 0: certain
+}
+
+// Proxy is a server with a fault injector in front of it. Requests reach the server as they were signed, with the proxy's
+// name as their host.
+type Proxy struct {
+	*Server
+	back  string // the server's address
+	next  http.RoundTripper
+	close chan struct{}
+
+	mu    sync.Mutex // guards what follows
+	rng   *rand.Rand
+	rules []*rule
+	lists map[string]*answer // first ones, by request
+}
+
+type rule struct {
+	Rule
+	seen, hit int
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// Proxy puts a proxy in front of the server, which does chance from a seed.
+func (s *Server) Proxy(t testing.TB, seed uint64, rules ...Rule) *Proxy {
+	t.Helper()
+	front := *s
+	transport := s.transport(t)
+	p := &Proxy{Server: &front, back: s.Address, next: transport, close: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, seed)), lists: map[string]*answer{}}
+	p.Do(rules...)
+	dir := filepath.Dir(s.CA)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := httptest.NewUnstartedServer(p)
+	h.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	h.StartTLS()
+	front.Address = h.Listener.Addr().String()
+	t.Cleanup(func() {
+		close(p.close)
+		h.CloseClientConnections()
+		h.Close()
+		transport.CloseIdleConnections()
+	})
+	return p
+}
+
+// Do replaces the rules.
+func (p *Proxy) Do(rules ...Rule) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rules = nil
+	for _, r := range rules {
+		p.rules = append(p.rules, &rule{Rule: r})
+	}
+}
+
+// Hits is how many requests met a fault, and how many of the rules' method and name there were.
+func (p *Proxy) Hits() (hit, seen int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.rules {
+		hit, seen = hit+r.hit, seen+r.seen
+	}
+	return hit, seen
+}
+
+// fault is the first one that a rule has for the request.
+func (p *Proxy) fault(r *http.Request) Fault {
+	method, name := r.Method, r.URL.Path
+	if r.URL.Query().Get("list-type") != "" {
+		method, name = "LIST", r.URL.Query().Get("prefix")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, rule := range p.rules {
+		if rule.Method != "" && rule.Method != method || !strings.Contains(name, rule.Name) {
+			continue
+		}
+		rule.seen++
+		if rule.seen <= rule.Skip || rule.Times > 0 && rule.hit >= rule.Times || rule.Chance > 0 && p.rng.Float64() >= rule.Chance {
+			continue
+		}
+		rule.hit++
+		return rule.Fault
+	}
+	return ""
+}
+
+// ServeHTTP passes a request on, or not.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	fault := p.fault(r)
+	switch fault {
+	case SlowDown:
+		refuse(w, r, http.StatusServiceUnavailable, "SlowDown")
+		return
+	case Internal:
+		refuse(w, r, http.StatusInternalServerError, "InternalError")
+		return
+	case Conflict:
+		refuse(w, r, http.StatusConflict, "ConditionalRequestConflict")
+		return
+	case Skewed:
+		refuse(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
+		return
+	case ResetBefore:
+		reset(w)
+	case Hang:
+		p.hang(r)
+	}
+	a, err := p.pass(r)
+	if err != nil { // the client went away, or the server did
+		panic(http.ErrAbortHandler)
+	}
+	body := a.body
+	switch fault {
+	case ResetAfter:
+		reset(w)
+	case FailedAfter:
+		refuse(w, r, http.StatusInternalServerError, "InternalError")
+		return
+	case TakenAfter:
+		refuse(w, r, http.StatusPreconditionFailed, "PreconditionFailed")
+		return
+	case HangAfter:
+		p.hang(r)
+	case Short, Torn, HangInBody:
+		body = body[:len(body)/2]
+	case Flipped:
+		if len(body) > 0 {
+			p.mu.Lock()
+			at := p.rng.IntN(8 * len(body))
+			p.mu.Unlock()
+			body[at/8] ^= 1 << (at % 8)
+		}
+	case StaleList:
+		body = p.first(r, a).body
+	}
+	for name, values := range a.header {
+		w.Header()[name] = values
+	}
+	if r.Method != http.MethodHead && a.status != http.StatusNoContent {
+		size := len(body)
+		if fault == Torn || fault == HangInBody {
+			size = len(a.body)
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+	}
+	w.WriteHeader(a.status)
+	w.Write(body)
+	switch fault {
+	case Torn:
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	case HangInBody:
+		w.(http.Flusher).Flush()
+		p.hang(r)
+	}
+}
+
+// pass asks the server.
+func (p *Proxy) pass(r *http.Request) (*answer, error) {
+	out := r.Clone(r.Context())
+	out.RequestURI, out.URL.Scheme, out.URL.Host = "", "https", p.back
+	if r.ContentLength == 0 {
+		out.Body = nil
+	}
+	response, err := p.next.RoundTrip(out)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	a := &answer{response.StatusCode, response.Header, body}
+	if r.URL.Query().Get("list-type") != "" && a.status == http.StatusOK {
+		p.first(r, a)
+	}
+	return a, nil
+}
+
+// first is the first answer to a list request.
+func (p *Proxy) first(r *http.Request, a *answer) *answer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := r.URL.String()
+	if p.lists[key] == nil {
+		p.lists[key] = &answer{a.status, a.header, bytes.Clone(a.body)}
+	}
+	return p.lists[key]
+}
+
+// hang waits until the client has gone, or the test has ended.
+func (p *Proxy) hang(r *http.Request) {
+	io.Copy(io.Discard, r.Body) // only after it is a client seen to go
+	select {
+	case <-r.Context().Done():
+	case <-p.close:
+	}
+	panic(http.ErrAbortHandler)
+}
+
+func refuse(w http.ResponseWriter, r *http.Request, status int, code string) {
+	io.Copy(io.Discard, r.Body)
+	body := fmt.Sprintf("<?xml version=\"1.0\"?><Error><Code>%s</Code><Message>by the proxy</Message></Error>", code)
+	w.Header().Set("Content-Type", "application/xml")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		io.WriteString(w, body)
+	}
+}
+
+// reset ends a connection rudely.
+func reset(w http.ResponseWriter) {
+	c, _, err := w.(http.Hijacker).Hijack()
+	if err == nil {
+		raw := c.(*tls.Conn).NetConn()
+		raw.(*net.TCPConn).SetLinger(0)
+		raw.Close()
+	}
+	panic(http.ErrAbortHandler)
+}
