@@ -19,8 +19,6 @@ import (
 	"github.com/spike-ha/spike-ha/tests/s3server"
 )
 
-func TestMain(m *testing.M) { os.Exit(s3server.Run(m)) }
-
 func parse(t testing.TB, address string) *url.URL {
 	t.Helper()
 	u, err := url.Parse(address)

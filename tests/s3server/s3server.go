@@ -4,6 +4,7 @@
 package s3server
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -22,8 +23,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,33 +42,19 @@ type Server struct {
 	Data           string // its directory
 }
 
-// built is where the server's program lies, built once for all tests of a package.
+// built is where the server's program lies, in the cache of Go's builds.
 var built = sync.OnceValues(func() (string, error) {
 	_, here, _, _ := runtime.Caller(0)
-	dir, err := os.MkdirTemp("", "s3server")
-	if err != nil {
-		return "", err
-	}
-	started.Store(&dir)
-	cmd := exec.Command("go", "build", "-o", dir+"/", "tool")
+	cmd := exec.Command("go", "tool", "-n", program)
 	cmd.Dir = filepath.Join(filepath.Dir(here), "..", "..", "tools", module)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the S3 server: %w\n%s", err, out)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("building the S3 server: %w\n%s", err, &said)
 	}
-	return filepath.Join(dir, program), nil
+	return strings.TrimSpace(string(out)), nil
 })
-
-var started atomic.Pointer[string] // where something was built, if anything was
-
-// Run runs the tests of m and then removes what was built for them: call it from TestMain.
-func Run(m *testing.M) int {
-	defer func() {
-		if dir := started.Load(); dir != nil {
-			os.RemoveAll(*dir)
-		}
-	}()
-	return m.Run()
-}
 
 // Start starts a server, which ends with the test.
 func Start(t testing.TB) *Server {
