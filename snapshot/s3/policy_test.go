@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/spike-ha/spike-ha/snapshot"
+	"github.com/spike-ha/spike-ha/snapshot/s3"
 	"github.com/spike-ha/spike-ha/tests/s3server"
 )
 
@@ -147,5 +149,23 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	if _, err := as("writer").Prune(t.Context(), list); !errors.Is(err, snapshot.ErrForbidden) {
 		t.Errorf("the writer prunes: %v", err)
+	}
+
+	// A probe tells each what it may.
+	for name, want := range map[string]s3.Capabilities{
+		"writer":   {Create: s3.Yes, Read: s3.Forbidden, List: s3.Yes, Delete: s3.Forbidden, Conditional: s3.Yes, Fresh: s3.Yes, Versioning: s3.No, Lock: s3.Forbidden},
+		"restorer": {Create: s3.Forbidden, Read: s3.Unknown, List: s3.Yes, Delete: s3.Unknown, Conditional: s3.Unknown, Fresh: s3.Unknown, Versioning: s3.Unknown, Lock: s3.Forbidden},
+		"pruner":   {Create: s3.Forbidden, Read: s3.Unknown, List: s3.Yes, Delete: s3.Unknown, Conditional: s3.Unknown, Fresh: s3.Unknown, Versioning: s3.Unknown, Lock: s3.Forbidden},
+	} {
+		got, err := open(t, users[name].URL("archive")).Probe(t.Context(), "some/where")
+		if left := len(got.Left); err != nil || left != map[string]int{"writer": 2}[name] {
+			t.Errorf("%s: %d objects are left, %v", name, left, err)
+		}
+		if got.Left, got.Clock = nil, 0; got.String() != want.String() {
+			t.Errorf("%s:\n%vinstead of\n%v", name, got, want)
+		}
+	}
+	if list, err := as("restorer").List(t.Context(), [16]byte{}); err != nil || slices.ContainsFunc(list, func(i snapshot.Item) bool { return strings.Contains(i.Name, "probe") }) {
+		t.Errorf("the archive shows what a probe left: %v", err)
 	}
 }

@@ -22,7 +22,6 @@ import (
 	"net/url"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -30,8 +29,6 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
-	"github.com/aws/smithy-go"
 
 	"github.com/spike-ha/spike-ha/snapshot"
 )
@@ -278,43 +275,4 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 		}
 	}
 	return err
-}
-
-// failure says what the SDK's error means here.
-func (b *Bucket) failure(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", snapshot.ErrUnavailable, context.Cause(ctx))
-	}
-	var api smithy.APIError
-	code := ""
-	if errors.As(err, &api) {
-		code = api.ErrorCode()
-	}
-	status := 0
-	var response *awshttp.ResponseError
-	if errors.As(err, &response) {
-		status = response.HTTPStatusCode()
-	}
-	var missing *types.NoSuchKey
-	switch {
-	case code == "NoSuchBucket":
-		return fmt.Errorf("%w: there is no bucket %s", snapshot.ErrForbidden, b.url)
-	case errors.As(err, &missing), code == "NotFound", code == "NoSuchKey", status == http.StatusNotFound:
-		return snapshot.ErrNotFound
-	case code == "PreconditionFailed", status == http.StatusPreconditionFailed:
-		return snapshot.ErrExists
-	case code == "RequestTimeTooSkewed":
-		return fmt.Errorf("%w: the clocks of the store and of this machine differ by more than it accepts", snapshot.ErrForbidden)
-	case code == "NotImplemented", status == http.StatusNotImplemented:
-		return fmt.Errorf("%w: the store does not know this request; try conditional=false in the bucket's address", snapshot.ErrForbidden)
-	case status == http.StatusForbidden, status == http.StatusUnauthorized, strings.Contains(err.Error(), "failed to refresh cached credentials"), strings.Contains(err.Error(), "get credentials"):
-		if code == "" {
-			code = "no credentials"
-		}
-		return fmt.Errorf("%w (%s)", snapshot.ErrForbidden, code)
-	}
-	return fmt.Errorf("%w: %w", snapshot.ErrUnavailable, err)
 }

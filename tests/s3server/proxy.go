@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // Fault is what a Proxy does to a request.
@@ -21,21 +23,22 @@ type Fault string
 
 // The faults.
 const (
-	SlowDown    Fault = "503 SlowDown"
-	Internal    Fault = "500 InternalError"
-	Conflict    Fault = "409 ConditionalRequestConflict"
-	Skewed      Fault = "403 RequestTimeTooSkewed"
-	ResetBefore Fault = "the connection is reset and nothing was done"
-	ResetAfter  Fault = "it was done and the connection is reset"
-	FailedAfter Fault = "it was done and the answer is 500" // "failed but persisted"
-	TakenAfter  Fault = "it was done and the answer is 412" // as after a retry that the caller knows nothing of
-	Hang        Fault = "no answer, and nothing was done"
-	HangAfter   Fault = "it was done and there is no answer"
-	HangInBody  Fault = "the answer stops half way"
-	Torn        Fault = "the answer breaks off half way"
-	Short       Fault = "the answer is half of it, and says that this is all"
-	Flipped     Fault = "one bit of the answer is another"
-	StaleList   Fault = "a list is answered as it was when first asked for"
+	SlowDown       Fault = "503 SlowDown"
+	Internal       Fault = "500 InternalError"
+	Conflict       Fault = "409 ConditionalRequestConflict"
+	NotImplemented Fault = "501 NotImplemented"
+	Skewed         Fault = "403 RequestTimeTooSkewed"
+	ResetBefore    Fault = "the connection is reset and nothing was done"
+	ResetAfter     Fault = "it was done and the connection is reset"
+	FailedAfter    Fault = "it was done and the answer is 500" // "failed but persisted"
+	TakenAfter     Fault = "it was done and the answer is 412" // as after a retry that the caller knows nothing of
+	Hang           Fault = "no answer, and nothing was done"
+	HangAfter      Fault = "it was done and there is no answer"
+	HangInBody     Fault = "the answer stops half way"
+	Torn           Fault = "the answer breaks off half way"
+	Short          Fault = "the answer is half of it, and says that this is all"
+	Flipped        Fault = "one bit of the answer is another"
+	StaleList      Fault = "a list is answered as it was when first asked for"
 )
 
 // Rule says which requests meet a fault.
@@ -43,6 +46,7 @@ type Rule struct {
 	Fault  Fault
 	Method string  // GET, PUT, HEAD, DELETE, or LIST; empty: any
 	Name   string  // part of the object's name or of the prefix asked for
+	Header string  // that the request has
 	Skip   int     // so many are spared first
 	Times  int     // and then so many meet it; 0: all
 	Chance float64 // of each; 0: certain
@@ -60,6 +64,7 @@ type Proxy struct {
 	rng   *rand.Rand
 	rules []*rule
 	lists map[string]*answer // first ones, by request
+	deaf  *s3.Client         // that removes what is in the way of a conditional PUT; nil: nothing does
 }
 
 type rule struct {
@@ -108,6 +113,15 @@ func (p *Proxy) Do(rules ...Rule) {
 	}
 }
 
+// IgnoreConditions makes a store of it that heeds no condition of a PUT. Conditions are signed, so that it takes out of their way
+// what they would meet.
+func (p *Proxy) IgnoreConditions(t testing.TB) {
+	client := p.Client(t)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.deaf = client
+}
+
 // Hits is how many requests met a fault, and how many of the rules' method and name there were.
 func (p *Proxy) Hits() (hit, seen int) {
 	p.mu.Lock()
@@ -127,7 +141,7 @@ func (p *Proxy) fault(r *http.Request) Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, rule := range p.rules {
-		if rule.Method != "" && rule.Method != method || !strings.Contains(name, rule.Name) {
+		if rule.Method != "" && rule.Method != method || !strings.Contains(name, rule.Name) || rule.Header != "" && r.Header.Get(rule.Header) == "" {
 			continue
 		}
 		rule.seen++
@@ -152,6 +166,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case Conflict:
 		refuse(w, r, http.StatusConflict, "ConditionalRequestConflict")
+		return
+	case NotImplemented:
+		refuse(w, r, http.StatusNotImplemented, "NotImplemented")
 		return
 	case Skewed:
 		refuse(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
@@ -213,6 +230,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // pass asks the server.
 func (p *Proxy) pass(r *http.Request) (*answer, error) {
+	p.mu.Lock()
+	deaf := p.deaf
+	p.mu.Unlock()
+	if deaf != nil && r.Header.Get("If-None-Match") != "" {
+		bucket, name, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		if _, err := deaf.DeleteObject(r.Context(), &s3.DeleteObjectInput{Bucket: &bucket, Key: &name}); err != nil {
+			return nil, err
+		}
+	}
 	out := r.Clone(r.Context())
 	out.RequestURI, out.URL.Scheme, out.URL.Host = "", "https", p.back
 	if r.ContentLength == 0 {
