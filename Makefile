@@ -9,7 +9,7 @@ export GOEXPERIMENT ?= runtimesecret
 PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto snapshot/internal/archivepb/archive.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev demo test test-long bench bench-all fuzz lint fmt proto pins clean
+.PHONY: help build dev demo test test-long test-minio bench bench-all fuzz lint fmt proto pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: build ## all tests, with the race detector; a few minutes
 test-long: build ## what takes minutes per case: many runs in a row, long fuzzing
 	SPIKE_TEST_LONG=1 $(GO) test -race -timeout 60m -count 1 ./...
 	$(MAKE) fuzz FUZZTIME=300000x
+
+test-minio: ## the tests of S3 against minio, a second implementation; 2 minutes and 2 GB of caches the first time
+	$(GO) test -race -tags minio -timeout 20m -count 1 ./snapshot/s3
 
 bench: ## measure real processes over mTLS, against a floor in the same run; ~6 minutes, alone on the machine
 	$(GO) test -run '^$$' -bench . -timeout 30m ./tests/e2e

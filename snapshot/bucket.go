@@ -59,7 +59,7 @@ type Bucket interface {
 	Open(ctx context.Context, name string) (io.ReadCloser, Object, error)
 	// List goes through all objects whose names begin with prefix, in the order of their names, after the name after.
 	List(ctx context.Context, prefix, after string) iter.Seq2[Object, error]
-	// Delete removes an object; one that is not there is no error. ErrRetained.
+	// Delete removes an object; one that is not there is no error. A store that keeps versions hides it. ErrRetained.
 	Delete(ctx context.Context, name string) error
 	// String is the bucket's URL without credentials, for people.
 	String() string

@@ -27,6 +27,7 @@ const (
 	Internal       Fault = "500 InternalError"
 	Conflict       Fault = "409 ConditionalRequestConflict"
 	NotImplemented Fault = "501 NotImplemented"
+	Denied         Fault = "403 AccessDenied"
 	Skewed         Fault = "403 RequestTimeTooSkewed"
 	ResetBefore    Fault = "the connection is reset and nothing was done"
 	ResetAfter     Fault = "it was done and the connection is reset"
@@ -169,6 +170,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case NotImplemented:
 		refuse(w, r, http.StatusNotImplemented, "NotImplemented")
+		return
+	case Denied:
+		refuse(w, r, http.StatusForbidden, "AccessDenied")
 		return
 	case Skewed:
 		refuse(w, r, http.StatusForbidden, "RequestTimeTooSkewed")

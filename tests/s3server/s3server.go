@@ -90,7 +90,7 @@ func (s *Server) start(t testing.TB, path, dir, cert, key string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := s.command(path, dir, cert, key)
+	cmd := s.command(t, path, dir, cert, key)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
