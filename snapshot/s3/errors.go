@@ -26,6 +26,12 @@ func accessDenied(err error) bool {
 	return errors.As(err, &d) && (d.code == "AccessDenied" || d.code == "AllAccessDisabled" || d.code == "Forbidden")
 }
 
+// lockedSays says whether a store refused because of a lock and said so, in the words of AWS.
+func lockedSays(err error) bool {
+	var api smithy.APIError
+	return errors.As(err, &api) && strings.Contains(strings.ToLower(api.ErrorMessage()), "object lock")
+}
+
 // unknownRequest says whether a store does not know what it was asked.
 func unknownRequest(err error) bool {
 	var api smithy.APIError

@@ -262,13 +262,16 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 	if err := snapshot.CheckName(name); err != nil {
 		return err
 	}
-	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &name})
-	err = b.failure(ctx, err)
+	_, deleteErr := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &name})
+	err := b.failure(ctx, deleteErr)
 	switch {
 	case errors.Is(err, snapshot.ErrNotFound):
 		return nil
 	case errors.Is(err, snapshot.ErrForbidden):
-		// Stores say "access denied" of a locked object, too.
+		if lockedSays(deleteErr) {
+			return snapshot.ErrRetained
+		}
+		// Others say no more than "access denied".
 		r, lockErr := b.client.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &b.bucket, Key: &name})
 		if lockErr == nil && r.Retention != nil && r.Retention.Mode != "" && aws.ToTime(r.Retention.RetainUntilDate).After(time.Now()) {
 			return fmt.Errorf("%w (%s until %s)", snapshot.ErrRetained, r.Retention.Mode, aws.ToTime(r.Retention.RetainUntilDate).Format(time.RFC3339))

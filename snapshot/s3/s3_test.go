@@ -13,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
 	"github.com/spike-ha/spike-ha/snapshot"
 	"github.com/spike-ha/spike-ha/snapshot/buckettest"
 	"github.com/spike-ha/spike-ha/snapshot/s3"
@@ -182,9 +186,18 @@ func TestLockedBucket(t *testing.T) {
 	if err := put(t.Context(), b, "kept", "content"); err != nil {
 		t.Fatal(err)
 	}
-	// Stores that refuse to delete what is locked say no more than that it is not allowed.
+	_, err := s.Client(t).PutObjectRetention(t.Context(), &awss3.PutObjectRetentionInput{Bucket: aws.String("locked"), Key: aws.String("kept"),
+		Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionModeCompliance, RetainUntilDate: aws.Time(time.Now().Add(48 * time.Hour))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of the stores that refuse to delete what is locked some say no more than that it is not allowed.
 	p := s.Proxy(t, 1, s3server.Rule{Fault: s3server.Denied, Method: "DELETE"})
 	if err := open(t, p.URL("locked")).Delete(t.Context(), "kept"); !errors.Is(err, snapshot.ErrRetained) || !strings.Contains(err.Error(), "COMPLIANCE until") {
+		t.Error(err)
+	}
+	why := s.Proxy(t, 1, s3server.Rule{Fault: s3server.Locked, Method: "DELETE"})
+	if err := open(t, why.URL("locked")).Delete(t.Context(), "any"); !errors.Is(err, snapshot.ErrRetained) {
 		t.Error(err)
 	}
 	if err := open(t, p.URL("locked")).Delete(t.Context(), "none"); !errors.Is(err, snapshot.ErrForbidden) {

@@ -28,6 +28,7 @@ const (
 	Conflict       Fault = "409 ConditionalRequestConflict"
 	NotImplemented Fault = "501 NotImplemented"
 	Denied         Fault = "403 AccessDenied"
+	Locked         Fault = "403 AccessDenied, and why"
 	Skewed         Fault = "403 RequestTimeTooSkewed"
 	ResetBefore    Fault = "the connection is reset and nothing was done"
 	ResetAfter     Fault = "it was done and the connection is reset"
@@ -174,6 +175,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case Denied:
 		refuse(w, r, http.StatusForbidden, "AccessDenied")
 		return
+	case Locked:
+		refuse(w, r, http.StatusForbidden, "AccessDenied", "Access Denied because object protected by object lock.")
+		return
 	case Skewed:
 		refuse(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
 		return
@@ -285,9 +289,9 @@ func (p *Proxy) hang(r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-func refuse(w http.ResponseWriter, r *http.Request, status int, code string) {
+func refuse(w http.ResponseWriter, r *http.Request, status int, code string, message ...string) {
 	io.Copy(io.Discard, r.Body)
-	body := fmt.Sprintf("<?xml version=\"1.0\"?><Error><Code>%s</Code><Message>by the proxy</Message></Error>", code)
+	body := fmt.Sprintf("<?xml version=\"1.0\"?><Error><Code>%s</Code><Message>%s</Message></Error>", code, strings.Join(message, " "))
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
