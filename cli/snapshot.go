@@ -38,10 +38,23 @@ func snapshotCommand() *cli.Command {
 		&cli.StringFlag{Name: "id", Required: true, Usage: "`ID` of the peer that begins"},
 		&cli.StringFlag{Name: "peer-address", Required: true, Usage: "`HOST:PORT` of its peer link"},
 		yesFlag())
+	retention := append(reading[:len(reading)-2:len(reading)-2],
+		&cli.IntFlag{Name: "newest", Value: snapshot.DefaultRetention.Minimum, Usage: "`NUMBER` of newest snapshots that stay whatever their age"},
+		&cli.IntFlag{Name: "hourly", Value: snapshot.DefaultRetention.Hourly, Usage: "`NUMBER` of hours of which the newest snapshot stays"},
+		&cli.IntFlag{Name: "daily", Value: snapshot.DefaultRetention.Daily, Usage: "`NUMBER` of days"},
+		&cli.IntFlag{Name: "weekly", Value: snapshot.DefaultRetention.Weekly, Usage: "`NUMBER` of weeks"},
+		&cli.IntFlag{Name: "monthly", Value: snapshot.DefaultRetention.Monthly, Usage: "`NUMBER` of months"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be deleted, and delete nothing"},
+		yesFlag())
 	return &cli.Command{Name: "snapshot", Usage: "archives in a directory or bucket: list, verify, restore; no cluster is needed", Subcommands: []*cli.Command{
 		{Name: "list", Usage: "list the snapshots, and how far the log goes on from each", Flags: archive, Action: listSnapshots},
 		{Name: "verify", Usage: "read everything: authentic, without a gap, each record decrypted", Flags: reading, Action: verifyArchive,
 			Description: "Exit status 2 says that something is wrong with the archive."},
+		{Name: "probe", Usage: "find out what the store of a bucket does, and what the credentials may do there", Flags: archive[:1], Action: probeArchive,
+			Description: "It creates a few small objects below probe/, and deletes them if it may."},
+		{Name: "prune", Usage: "delete what the retention does not want, after verifying what stays", Flags: retention, Action: pruneArchive,
+			Description: "The newest snapshot, and the log after it, are verified first, all of it; nothing is deleted if that fails. What stays still leads to every\n" +
+				"index from its oldest snapshot on. Objects that the store's own retention keeps are counted, and stay."},
 		{Name: "restore", Usage: "make the first peer of a new cluster from an archive", Flags: restore, Action: restoreArchive,
 			Description: "The archive is verified first, all of it. The cluster keeps its id and gets a higher incarnation, so that nothing of the one\n" +
 				"before is taken for its own. Start the peer with --peers naming it alone; open it with the same shares ('operator restore');\n" +
@@ -227,6 +240,80 @@ func restoreArchive(c *cli.Context) error {
 		document.print(w)
 		fmt.Fprintf(c.App.ErrWriter, "restored into %s, as incarnation %d. Now: start %s with --peers %s=%s alone; 'spikectl operator restore' with the same shares; then let others join\n",
 			dir, incarnation, c.String("id"), c.String("id"), c.String("peer-address"))
+	})
+}
+
+// pruneReport is the document of 'snapshot prune'.
+type pruneReport struct {
+	Verified string   `json:"verified"` // the snapshot that was
+	Kept     int      `json:"kept"`     // objects
+	Drop     []string `json:"drop"`     // names of those to delete
+	Deleted  int      `json:"deleted"`
+	Retained int      `json:"retained"` // that the store keeps all the same
+}
+
+func pruneArchive(c *cli.Context) error {
+	r, err := fullReading(c)
+	if err != nil {
+		return err
+	}
+	policy := snapshot.Retention{Minimum: c.Int("newest"), Hourly: c.Int("hourly"), Daily: c.Int("daily"), Weekly: c.Int("weekly"), Monthly: c.Int("monthly")}
+	verified, err := node.VerifyArchive(c.Context, r)
+	endProgress(c)
+	if err != nil {
+		return remote(fmt.Errorf("nothing was deleted, because what would stay does not verify: %w", err))
+	}
+	list, err := r.Archive.List(c.Context, verified.Cluster)
+	if err != nil {
+		return remote(err)
+	}
+	keep, drop := snapshot.Retain(list, policy, map[string]bool{verified.Name: true})
+	report := pruneReport{Verified: verified.Name, Kept: len(keep), Drop: []string{}}
+	for _, i := range drop {
+		report.Drop = append(report.Drop, i.Name)
+	}
+	if len(drop) > 0 && !c.Bool("dry-run") {
+		if err := confirm(c, fmt.Sprintf("Delete %s of %d?", count(len(drop), "object"), len(list))); err != nil {
+			return err
+		}
+		done, err := r.Archive.Prune(c.Context, drop)
+		if err != nil {
+			return remote(err)
+		}
+		report.Deleted, report.Retained = done.Deleted, len(done.Retained)
+	}
+	return show(c, report, func(w io.Writer) {
+		fmt.Fprintf(w, "verified: %s\n", report.Verified)
+		switch {
+		case c.Bool("dry-run"):
+			fmt.Fprintf(w, "%s would stay, %s would go\n", count(report.Kept, "object"), count(len(drop), "object"))
+		default:
+			fmt.Fprintf(w, "%s stay, %s deleted, %s kept by the store's retention\n", count(report.Kept, "object"), count(report.Deleted, "object"), count(report.Retained, "object"))
+		}
+	})
+}
+
+func probeArchive(c *cli.Context) error {
+	if err := errors.Join(checkFormat(c), arguments(c, 0, 0)); err != nil {
+		return err
+	}
+	found, err := node.ProbeArchive(c.Context, c.String("archive"))
+	if err != nil {
+		return remote(err)
+	}
+	document := map[string]any{"create": found.Create, "read": found.Read, "list": found.List, "delete": found.Delete, "conditionalCreate": found.Conditional, "freshLists": found.Fresh,
+		"versioning": found.Versioning, "objectLock": found.Lock, "clockSeconds": found.Clock.Seconds(), "left": append([]string{}, found.Left...)}
+	return show(c, document, func(w io.Writer) {
+		rows := [][]string{{"create objects", string(found.Create)}, {"list them", string(found.List)}, {"read them", string(found.Read)}, {"delete them", string(found.Delete)},
+			{"refuses a second object of a name", string(found.Conditional)}, {"lists show at once what was stored", string(found.Fresh)}, {"versioning", string(found.Versioning)},
+			{"object lock by default", string(found.Lock)}, {"its clock is off by", found.Clock.Round(time.Second).String()}}
+		table(w, rows...)
+		if found.Conditional == "no" {
+			fmt.Fprintln(c.App.ErrWriter, "add conditional=false to the bucket's address: then a name is looked for before it is written")
+		}
+		for _, name := range found.Left {
+			fmt.Fprintf(c.App.ErrWriter, "left there: %s\n", name)
+		}
 	})
 }
 

@@ -53,6 +53,22 @@ func OpenArchive(ctx context.Context, address, spool string) (*snapshot.Archive,
 	return snapshot.New(bucket, prefix, spool), nil
 }
 
+// ProbeArchive finds out what the store of an archive does, and what these credentials may do there. A directory has nothing to find out.
+func ProbeArchive(ctx context.Context, address string) (s3.Capabilities, error) {
+	_, u, prefix, err := archiveAddress(address)
+	if err == nil && u == nil {
+		err = errors.New("only a store of buckets is probed, s3://…; a directory does what archives need if it has hard links")
+	}
+	if err != nil {
+		return s3.Capabilities{}, err
+	}
+	bucket, err := s3.Open(ctx, u)
+	if err != nil {
+		return s3.Capabilities{}, err
+	}
+	return bucket.Probe(ctx, prefix)
+}
+
 // archiveCipher gives archives the operations of the seal.
 type archiveCipher struct{ keys *seal.Seal }
 

@@ -38,6 +38,7 @@ type ArchiveReport struct {
 	Cluster     [16]byte
 	Incarnation uint64
 	Snapshot    snapshot.Header
+	Name        string // of the snapshot's object
 	Segments    int
 	Entries     int    // that were applied to the snapshot
 	Index, Term uint64 // of the state they came to
@@ -145,7 +146,7 @@ func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snaps
 		return err
 	}
 	view := a.machine.View()
-	a.report = ArchiveReport{Cluster: r.Cluster, Incarnation: plan.Snapshot.Incarnation, Snapshot: h, Segments: len(plan.Segments), Entries: entries,
+	a.report = ArchiveReport{Cluster: r.Cluster, Incarnation: plan.Snapshot.Incarnation, Snapshot: h, Name: plan.Snapshot.Name, Segments: len(plan.Segments), Entries: entries,
 		Index: plan.Last, Term: view.Term(), Level: view.Level(), Secrets: view.SecretCount(), Policies: view.PolicyCount()}
 	a.report.Data, _ = view.Hashes()
 	return a.decryptAll(ctx)

@@ -132,6 +132,12 @@ func TestLossOfEverything(t *testing.T) {
 	}
 	open := []string{"--archive", address, "--share", shares.files[0], "--share", shares.files[2], "--identity", shares.key}
 	t.Log(ctl(append([]string{"snapshot", "verify"}, open...)...))
+	if out := ctl("snapshot", "probe", "--archive", address); !strings.Contains(out, "refuses a second object of a name") {
+		t.Errorf("probe: %s", out)
+	}
+	if out := ctl(append([]string{"snapshot", "prune", "--newest", "1", "--hourly", "1", "--daily", "0", "--weekly", "0", "--monthly", "0", "--yes"}, open...)...); strings.Contains(out, " 0 objects deleted") {
+		t.Errorf("nothing was pruned: %s", out)
+	}
 	ctl(append([]string{"snapshot", "restore", "--data-dir", c.DataDir(0), "--id", harness.PeerName(0), "--peer-address", c.PeerAddress(0), "--yes"}, open...)...)
 	for i := range 3 {
 		c.must(c.Keeper(i).Start())
