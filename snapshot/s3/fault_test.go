@@ -127,7 +127,7 @@ func TestOpenUnderFaults(t *testing.T) {
 		{s3server.SlowDown, 2, nil}, {s3server.SlowDown, 0, snapshot.ErrUnavailable},
 		{s3server.Internal, 2, nil}, {s3server.Internal, 0, snapshot.ErrUnavailable},
 		{s3server.ResetBefore, 2, nil}, {s3server.ResetBefore, 0, snapshot.ErrUnavailable},
-		{s3server.Torn, 2, nil}, {s3server.HangInBody, 1, nil},
+		{s3server.Torn, 7, nil}, {s3server.HangInBody, 1, nil}, // each a step forward
 		{s3server.Hang, 1, nil}, {s3server.Hang, 0, snapshot.ErrUnavailable},
 		{s3server.Skewed, 0, snapshot.ErrForbidden},
 	} {
@@ -146,11 +146,18 @@ func TestOpenUnderFaults(t *testing.T) {
 			if !errors.Is(err, tc.want) || tc.want == nil && got != content {
 				t.Errorf("%d bytes, %v, want %v", len(got), err, tc.want)
 			}
-			if hit, _ := p.Hits(); hit == 0 || hit > 4 {
+			if hit, _ := p.Hits(); hit == 0 || hit > max(4, tc.times) {
 				t.Errorf("%d requests met the fault", hit)
 			}
 		})
 	}
+	t.Run("the rest is short, too", func(t *testing.T) {
+		t.Parallel()
+		p := s.Proxy(t, 1, s3server.Rule{Fault: s3server.Torn, Method: "GET", Times: 1}, s3server.Rule{Fault: s3server.Short, Method: "GET", Times: 1})
+		if got, err := get(t.Context(), quick(t, p.URL("archive")), "object"); err != nil || got != content {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	})
 	t.Run("the object became another meanwhile", func(t *testing.T) {
 		t.Parallel()
 		p := s.Proxy(t, 1, s3server.Rule{Fault: s3server.Torn, Method: "GET"})
@@ -247,5 +254,23 @@ func TestListAndDeleteUnderFaults(t *testing.T) {
 				t.Errorf("half a list: %v", last)
 			}
 		})
+	}
+}
+
+// A long outage does not use up the patience for what comes after it.
+func TestAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	s := s3server.Start(t)
+	s.Bucket(t, "archive")
+	p := s.Proxy(t, 1, s3server.Rule{Fault: s3server.SlowDown})
+	b := quick(t, p.URL("archive"))
+	for range 40 {
+		if err := put(t.Context(), b, "x", "x"); !errors.Is(err, snapshot.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	p.Do(s3server.Rule{Fault: s3server.SlowDown, Times: 3})
+	if err := put(t.Context(), b, "x", "x"); err != nil {
+		t.Error(err)
 	}
 }

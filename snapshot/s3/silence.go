@@ -32,10 +32,14 @@ func (c conn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Write moves the deadline of a Read that waits meanwhile, too: what is sent has its answer still to come.
+// Write moves the deadline of a Read that waits meanwhile, too, before and after: what is sent has its answer still to come.
 func (c conn) Write(p []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(c.silence)); err != nil {
 		return 0, err
 	}
-	return c.Conn.Write(p)
+	n, err := c.Conn.Write(p)
+	if err == nil {
+		err = c.SetDeadline(time.Now().Add(c.silence))
+	}
+	return n, err
 }
