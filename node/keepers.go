@@ -150,6 +150,8 @@ func fewKeepers(l *keeperLook) string {
 	good, t := l.good(), l.set.Threshold
 	text := fmt.Sprintf("%d of %d Keepers are good and %d are needed: ", good, l.set.Shares, t)
 	switch {
+	case good < t && l.sealed: // those that restarted are empty, and this peer cannot fill them
+		text += "a peer that has its keys fills Keepers that are empty; when no peer has, only recovery shares open the cluster ('spikectl operator restore')"
 	case good < t:
 		text += "a peer that restarts stays sealed; restart none, and bring Keepers back ('spikectl keeper list')"
 	case t == l.set.Shares:
