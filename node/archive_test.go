@@ -79,6 +79,18 @@ func TestRestoreFromArchive(t *testing.T) {
 	}
 	nodetest.Eventually(t, "keys are rotated", func() error { return super.RotateKeys(ctx) })
 	shares := sharesOf(recovered(t, c))
+	nodetest.Eventually(t, "what is stored is under the new key, so that nothing changes any more", func() error {
+		keys, err := super.Keys(ctx)
+		if err != nil {
+			return err
+		}
+		for _, e := range keys.Epochs {
+			if e.Purpose == "data" && e.Status == "retired" {
+				return errors.New("it is not yet")
+			}
+		}
+		return nil
+	})
 	shipped(t, c, a)
 	_, before := c.Node(0).Hashes()
 	for i := range 3 {
