@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -96,23 +96,8 @@ func (n *Node) answerDrain(ctx context.Context, on bool) error {
 // others are the other members that have their keys and take clients, those
 // that have applied most first.
 func (n *Node) others() []client.PeerStatus {
-	var list []client.PeerStatus
-	var mu sync.Mutex
-	var wait sync.WaitGroup
-	for _, m := range n.cluster.Status().Members {
-		if m.ID == n.cfg.ID {
-			continue
-		}
-		wait.Go(func() {
-			p := n.askPeer(m.ID)
-			if p.Voter = m.Voter; p.Reachable && !p.Sealed && !p.Draining {
-				mu.Lock()
-				defer mu.Unlock()
-				list = append(list, p)
-			}
-		})
-	}
-	wait.Wait()
+	members := slices.DeleteFunc(n.cluster.Status().Members, func(m cluster.Member) bool { return m.ID == n.cfg.ID })
+	list := slices.DeleteFunc(n.askPeers(members), func(p client.PeerStatus) bool { return !p.Reachable || p.Sealed || p.Draining })
 	slices.SortStableFunc(list, func(a, b client.PeerStatus) int { return cmp.Compare(b.AppliedIndex, a.AppliedIndex) })
 	return list
 }

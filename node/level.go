@@ -31,8 +31,7 @@ func (n *Node) leveling() {
 
 func (n *Node) raiseLevel(ctx context.Context) error {
 	lowest := uint32(fsm.Level)
-	for _, m := range n.cluster.Status().Members {
-		p := n.askPeer(m.ID)
+	for _, p := range n.askPeers(n.cluster.Status().Members) {
 		if !p.Reachable || p.State == string(cluster.Forming) {
 			return nil
 		}

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/secret"
@@ -113,7 +111,7 @@ func (n *Node) allKnow(keepers []seal.Keeper, force bool) error {
 	conflict := func(reason, message string) error {
 		return &secret.Error{Code: secret.CodeConflict, Subject: "keepers", Message: message, Reason: reason}
 	}
-	for _, p := range n.askPeers() {
+	for _, p := range n.askPeers(n.cluster.Status().Members) {
 		if !p.Reachable || p.State == string(cluster.Forming) {
 			if !force {
 				return conflict("peer_unreachable", p.ID+" does not say which Keepers it knows; start it, remove it, or say --force")
@@ -127,18 +125,6 @@ func (n *Node) allKnow(keepers []seal.Keeper, force bool) error {
 		}
 	}
 	return nil
-}
-
-// askPeers asks all members how they are.
-func (n *Node) askPeers() []client.PeerStatus {
-	members := n.cluster.Status().Members
-	list := make([]client.PeerStatus, len(members))
-	var wait sync.WaitGroup
-	for i, m := range members {
-		wait.Go(func() { list[i] = n.askPeer(m.ID) })
-	}
-	wait.Wait()
-	return list
 }
 
 func rekeyError(err error) error {
@@ -165,7 +151,7 @@ func rekeyError(err error) error {
 // says whether a voter does, which could lead.
 func (n *Node) behind() (list []string, ahead bool) {
 	committed := hex.EncodeToString(n.machine.View().Seal().GetCommitted().GetId())
-	for _, p := range n.askPeers() {
+	for _, p := range n.askPeers(n.cluster.Status().Members) {
 		switch serves := p.Reachable && !p.Sealed; {
 		case serves && p.ShareSet != committed:
 			list = append(list, p.ID)

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -252,12 +253,33 @@ func (g *gate) close(cut bool) {
 // so, and keeps trying; no key is rotated from under it, for a while.
 func TestRekeyWithoutKeepersForOnePeer(t *testing.T) {
 	t.Parallel()
+	for name, leads := range map[string]int{"a follower": 0, "the leader": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rekeyWithoutKeepersForOnePeer(t, leads)
+		})
+	}
+}
+
+// leads is the leader; the third peer has no Keepers.
+func rekeyWithoutKeepersForOnePeer(t *testing.T, leads int) {
 	var gates []*gate
 	c := nodetest.New(t, nodetest.Options{Configure: gated(t, 2, &gates)})
 	c.Bootstrap()
 	c.Ready()
 	su := c.Client(nodetest.Role("superuser"), 0, 1)
 	levelled(t, su)
+	lead := func() {
+		t.Helper()
+		nodetest.Eventually(t, "the right one leads", func() error {
+			leader := c.Leader()
+			if leader == leads {
+				return nil
+			}
+			return cmp.Or(c.Node(leader).HandTo(ctx, fmt.Sprint("nexus-", leads+1)), errors.New("not seen yet"))
+		})
+	}
+	lead()
 	cut := func(closed bool) {
 		for _, g := range gates {
 			g.close(closed)
@@ -309,7 +331,8 @@ func TestRekeyWithoutKeepersForOnePeer(t *testing.T) {
 	settled(t, c, su)
 	stop()
 
-	// Once more: it is waited for, but not for ever.
+	// Once more: it is waited for, but not for ever. A leader then makes room for one that has the keys.
+	lead()
 	cut(true)
 	if err := su.Rekey(ctx, client.RekeyRequest{}); err != nil {
 		t.Fatal(err)

@@ -67,9 +67,9 @@ func (o operator) PruneKeys(ctx context.Context, before time.Time) (int, error) 
 // levelTooLow says which members keep the cluster at its level.
 func (n *Node) levelTooLow() error {
 	var old []string
-	for _, m := range n.cluster.Status().Members {
-		if p := n.askPeer(m.ID); !p.Reachable || p.State == string(cluster.Forming) || p.Level < levelOfRotation {
-			old = append(old, m.ID)
+	for _, p := range n.askPeers(n.cluster.Status().Members) {
+		if !p.Reachable || p.State == string(cluster.Forming) || p.Level < levelOfRotation {
+			old = append(old, p.ID)
 		}
 	}
 	why := "the cluster's format level rises in a few seconds; ask again then"

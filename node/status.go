@@ -51,7 +51,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	size, limit := view.Size()
 	out := client.Status{AskedPeer: n.cfg.ID, Incarnation: status.Incarnation, Leader: status.Leader, Term: status.Term, Level: view.Level(),
 		Initialised: st.Committed != nil, Sealed: st.Sealed, Secrets: view.SecretCount(), Policies: view.PolicyCount(),
-		StateBytes: size, StateLimit: limit, Peers: make([]client.PeerStatus, len(status.Members)), Keepers: []client.KeeperStatus{}}
+		StateBytes: size, StateLimit: limit, Keepers: []client.KeeperStatus{}}
 	if status.Formed {
 		out.ClusterID = hex.EncodeToString(status.ClusterID[:])
 	}
@@ -59,18 +59,14 @@ func (n *Node) Status(ctx context.Context) client.Status {
 		out.Shares, out.Threshold = st.Committed.Shares, st.Committed.Threshold
 	}
 	var wait sync.WaitGroup
-	for i, m := range status.Members {
-		wait.Go(func() {
-			p := n.askPeer(m.ID)
-			p.ID, p.Address, p.Voter = m.ID, m.Address, m.Voter
-			if a, ok := view.Anchor(m.ID); ok {
-				p.AuditAnchor = audit.Anchor{Count: a.Count, Head: [32]byte(a.Head)}.String()
-			}
-			out.Peers[i] = p
-		})
-	}
+	wait.Go(func() { out.Peers = n.askPeers(status.Members) })
 	wait.Go(func() { out.Keepers, out.Alarms = n.keeperStatus(asked) })
 	wait.Wait()
+	for i := range out.Peers {
+		if a, ok := view.Anchor(out.Peers[i].ID); ok {
+			out.Peers[i].AuditAnchor = audit.Anchor{Count: a.Count, Head: [32]byte(a.Head)}.String()
+		}
+	}
 	behind(out)
 	sort.Slice(out.Peers, func(i, j int) bool { return out.Peers[i].ID < out.Peers[j].ID })
 	voters, alive := 0, 0
@@ -118,6 +114,21 @@ func (n *Node) keeperStatus(ctx context.Context) ([]client.KeeperStatus, []clien
 		list = append(list, status)
 	}
 	return list, n.keeperAlarms(l)
+}
+
+// askPeers asks these members how they are, all at once. Who is a voter, and
+// where, is what the membership says: a peer is not asked for it.
+func (n *Node) askPeers(members []cluster.Member) []client.PeerStatus {
+	list := make([]client.PeerStatus, len(members))
+	var wait sync.WaitGroup
+	for i, m := range members {
+		wait.Go(func() {
+			list[i] = n.askPeer(m.ID)
+			list[i].ID, list[i].Address, list[i].Voter = m.ID, m.Address, m.Voter
+		})
+	}
+	wait.Wait()
+	return list
 }
 
 // askPeer asks one peer for its own status; the answer of one that does not
