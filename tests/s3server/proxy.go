@@ -157,51 +157,32 @@ func (p *Proxy) fault(r *http.Request) Fault {
 }
 
 // ServeHTTP passes a request on, or not.
-func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	fault := p.fault(r)
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	fault := p.fault(req)
+	if r, is := refusals[fault]; is && !r.after {
+		r.answer(w, req)
+		return
+	}
 	switch fault {
-	case SlowDown:
-		refuse(w, r, http.StatusServiceUnavailable, "SlowDown")
-		return
-	case Internal:
-		refuse(w, r, http.StatusInternalServerError, "InternalError")
-		return
-	case Conflict:
-		refuse(w, r, http.StatusConflict, "ConditionalRequestConflict")
-		return
-	case NotImplemented:
-		refuse(w, r, http.StatusNotImplemented, "NotImplemented")
-		return
-	case Denied:
-		refuse(w, r, http.StatusForbidden, "AccessDenied")
-		return
-	case Locked:
-		refuse(w, r, http.StatusForbidden, "AccessDenied", "Access Denied because object protected by object lock.")
-		return
-	case Skewed:
-		refuse(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
-		return
 	case ResetBefore:
 		reset(w)
 	case Hang:
-		p.hang(r)
+		p.hang(req)
 	}
-	a, err := p.pass(r)
+	a, err := p.pass(req)
 	if err != nil { // the client went away, or the server did
 		panic(http.ErrAbortHandler)
+	}
+	if r, is := refusals[fault]; is {
+		r.answer(w, req)
+		return
 	}
 	body := a.body
 	switch fault {
 	case ResetAfter:
 		reset(w)
-	case FailedAfter:
-		refuse(w, r, http.StatusInternalServerError, "InternalError")
-		return
-	case TakenAfter:
-		refuse(w, r, http.StatusPreconditionFailed, "PreconditionFailed")
-		return
 	case HangAfter:
-		p.hang(r)
+		p.hang(req)
 	case Short, Torn, HangInBody:
 		body = body[:len(body)/2]
 	case Flipped:
@@ -212,12 +193,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			body[at/8] ^= 1 << (at % 8)
 		}
 	case StaleList:
-		body = p.first(r, a).body
+		body = p.first(req, a).body
 	}
 	for name, values := range a.header {
 		w.Header()[name] = values
 	}
-	if r.Method != http.MethodHead && a.status != http.StatusNoContent {
+	if req.Method != http.MethodHead && a.status != http.StatusNoContent {
 		size := len(body)
 		if fault == Torn || fault == HangInBody {
 			size = len(a.body)
@@ -232,7 +213,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	case HangInBody:
 		w.(http.Flusher).Flush()
-		p.hang(r)
+		p.hang(req)
 	}
 }
 
@@ -289,12 +270,31 @@ func (p *Proxy) hang(r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-func refuse(w http.ResponseWriter, r *http.Request, status int, code string, message ...string) {
+// refusal is an error that a store answers.
+type refusal struct {
+	status        int
+	code, message string
+	after         bool // it was done
+}
+
+var refusals = map[Fault]refusal{
+	SlowDown:       {status: http.StatusServiceUnavailable, code: "SlowDown"},
+	Internal:       {status: http.StatusInternalServerError, code: "InternalError"},
+	Conflict:       {status: http.StatusConflict, code: "ConditionalRequestConflict"},
+	NotImplemented: {status: http.StatusNotImplemented, code: "NotImplemented"},
+	Denied:         {status: http.StatusForbidden, code: "AccessDenied"},
+	Locked:         {status: http.StatusForbidden, code: "AccessDenied", message: "Access Denied because object protected by object lock."},
+	Skewed:         {status: http.StatusForbidden, code: "RequestTimeTooSkewed"},
+	FailedAfter:    {status: http.StatusInternalServerError, code: "InternalError", after: true},
+	TakenAfter:     {status: http.StatusPreconditionFailed, code: "PreconditionFailed", after: true},
+}
+
+func (e refusal) answer(w http.ResponseWriter, r *http.Request) {
 	io.Copy(io.Discard, r.Body)
-	body := fmt.Sprintf("<?xml version=\"1.0\"?><Error><Code>%s</Code><Message>%s</Message></Error>", code, strings.Join(message, " "))
+	body := fmt.Sprintf("<?xml version=\"1.0\"?><Error><Code>%s</Code><Message>%s</Message></Error>", e.code, e.message)
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
+	w.WriteHeader(e.status)
 	if r.Method != http.MethodHead {
 		io.WriteString(w, body)
 	}
