@@ -236,9 +236,11 @@ func (a *Archive) ReadSegment(ctx context.Context, item Item, c Cipher, each fun
 		switch {
 		case errors.Is(err, io.EOF):
 			return h, nil
-		case err == nil && (pb.Index < at || pb.Index > h.Last):
+		case err != nil:
+			err = entryError(err)
+		case pb.Index < at || pb.Index > h.Last:
 			err = fmt.Errorf("%w: entry %d is out of its order", ErrFormat, pb.Index)
-		case err == nil:
+		default:
 			at = pb.Index + 1
 			err = each(LogEntry{pb.Index, pb.Term, pb.Data})
 		}
@@ -246,6 +248,15 @@ func (a *Archive) ReadSegment(ctx context.Context, item Item, c Cipher, each fun
 			return h, fmt.Errorf("%s in %s: %w", item.Name, a, err)
 		}
 	}
+}
+
+// entryError tells bytes that are no entry from an error of reading.
+func entryError(err error) error {
+	var size *protodelim.SizeTooLargeError
+	if errors.As(err, &size) || errors.Is(err, proto.Error) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: an entry in it: %w", ErrFormat, err)
+	}
+	return err
 }
 
 // maxKeyring bounds a keyring object.
