@@ -215,7 +215,7 @@ func (m metrics) archive(s sink) {
 	if st == nil || !st.Active {
 		return
 	}
-	s.gauge("spike_archive_behind_seconds", "Age of the oldest change that is not in the archive, which would be lost with all peers; on the peer that ships.", st.BehindSeconds)
+	s.gauge("spike_archive_behind_seconds", "How old the oldest change can be that is not in the archive, which would be lost with all peers; on the peer that ships.", st.BehindSeconds)
 	s.gauge("spike_archive_shipped_index", "Everything up to this Raft index is in the archive.", float64(st.Shipped))
 	s.gauge("spike_archive_failing", "1 while attempts to ship fail.", boolean(st.Error != ""))
 	if st.Snapshot > 0 {

@@ -18,12 +18,14 @@ func (n *Node) shipping() {
 	if n.cfg.Archive == "" {
 		return
 	}
+	commits := snapshot.NewCommits(n.cluster.Applied, n.now)
+	go commits.Run(n.ctx)
 	said := ""
 	for n.sleep(time.Second / 4) {
 		if !n.leads() || n.store.Sealed() {
 			continue
 		}
-		s, err := n.newShipper()
+		s, err := n.newShipper(commits)
 		if err != nil {
 			if said != err.Error() {
 				said = err.Error()
@@ -62,7 +64,7 @@ func (n *Node) archiveStatus() *client.ArchiveStatus {
 		Snapshot: st.Snapshot.Last, SnapshotTime: st.Snapshot.Modified, Error: st.Error, Since: st.Since}
 }
 
-func (n *Node) newShipper() (*snapshot.Shipper, error) {
+func (n *Node) newShipper(commits *snapshot.Commits) (*snapshot.Shipper, error) {
 	id, incarnation, ok := n.cluster.Identity()
 	if !ok {
 		return nil, errors.New("the cluster has not formed yet")
@@ -71,7 +73,7 @@ func (n *Node) newShipper() (*snapshot.Shipper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return snapshot.NewShipper(snapshot.ShipperConfig{Archive: archive, Source: archiveSource{n}, Cipher: archiveCipher{n.seal},
+	return snapshot.NewShipper(snapshot.ShipperConfig{Archive: archive, Source: archiveSource{n}, Commits: commits, Cipher: archiveCipher{n.seal},
 		Cluster: id, Incarnation: incarnation, Peer: n.cfg.ID, SnapshotEvery: n.cfg.ArchiveSnapshotEvery, Logger: n.log.With("part", "archive"), Now: n.now}), nil
 }
 

@@ -31,6 +31,7 @@ type ShipperConfig struct {
 	Archive *Archive
 	Source  Source
 	Cipher  Cipher
+	Commits *Commits // of the same peer
 	// Cluster, Incarnation and Peer stand in every header.
 	Cluster     [16]byte
 	Incarnation uint64
@@ -51,7 +52,7 @@ type ShipperConfig struct {
 type Shipping struct {
 	Active   bool
 	Shipped  uint64        // everything up to this index is in the archive
-	Behind   time.Duration // for how long something has been committed that is not in the archive; what would be lost now
+	Behind   time.Duration // how old the oldest change is that is not in the archive: what would be lost now. Until Shipped is known, since when it is not
 	Snapshot Item          // the newest one known
 	Error    string        // of the last attempt; empty when it succeeded
 	Since    time.Time     // when the last attempt succeeded
@@ -64,15 +65,10 @@ type Shipper struct {
 
 	mu       sync.Mutex // guards what follows
 	status   Shipping
-	marks    []mark // when which index was first seen to be committed, for Behind
+	began    time.Time // Run
 	snapping bool
 
 	keyring [32]byte // SHA-256 of the keyring that is in the archive; Run's
-}
-
-type mark struct {
-	index uint64
-	seen  time.Time
 }
 
 // NewShipper makes a Shipper.
@@ -102,15 +98,18 @@ func (s *Shipper) Status() Shipping {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := s.status
-	if len(s.marks) > 0 {
-		status.Behind = s.cfg.Now().Sub(s.marks[0].seen)
+	switch {
+	case status.Shipped > 0:
+		status.Behind = s.cfg.Commits.Behind(status.Shipped)
+	case !s.began.IsZero(): // it has not found out yet where the archive ends
+		status.Behind = s.cfg.Now().Sub(s.began)
 	}
 	return status
 }
 
 // Run ships until ctx ends. It begins where the archive ends, and goes on after every error, later each time.
 func (s *Shipper) Run(ctx context.Context) {
-	s.set(func(st *Shipping) { st.Active = true })
+	s.set(func(st *Shipping) { st.Active, s.began = true, s.cfg.Now() })
 	defer s.set(func(st *Shipping) { st.Active = false })
 	var snapshots sync.WaitGroup
 	defer snapshots.Wait()
@@ -204,7 +203,6 @@ func (s *Shipper) ship(ctx context.Context, at uint64) (uint64, error) {
 		if err != nil {
 			return at, err
 		}
-		s.note(at, through)
 		if through == at {
 			return at, nil
 		}
@@ -217,21 +215,8 @@ func (s *Shipper) ship(ctx context.Context, at uint64) (uint64, error) {
 		}
 		at = through
 		s.set(func(st *Shipping) { st.Shipped = max(st.Shipped, at) })
-		s.note(at, at)
 	}
 	return at, ctx.Err()
-}
-
-// note notes that index shipped is in the archive and that committed is committed.
-func (s *Shipper) note(shipped, committed uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.marks) > 0 && s.marks[0].index <= shipped {
-		s.marks = s.marks[1:]
-	}
-	if committed > shipped && (len(s.marks) == 0 || committed > s.marks[len(s.marks)-1].index) {
-		s.marks = append(s.marks, mark{committed, s.cfg.Now()})
-	}
 }
 
 func (s *Shipper) header(h Header) Header {

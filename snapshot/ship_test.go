@@ -27,6 +27,12 @@ func (l *log) grow(n uint64) {
 	l.last += n
 }
 
+func (l *log) committed() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
 func (l *log) Entries(after uint64, _ int) ([]snapshot.LogEntry, uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -60,8 +66,10 @@ func (l *log) Keyring() ([]byte, uint64) {
 type unreliable struct {
 	*memory
 	mu    sync.Mutex
-	every int // of so many calls one fails; 0: none, 1: all
+	every int // of so many calls one fails; 0: none, 1: all, down: all, and none is done
 }
+
+const down = -1
 
 var errStore = fmt.Errorf("%w: 503 Slow Down", snapshot.ErrUnavailable)
 
@@ -74,12 +82,18 @@ func (u *unreliable) fails(per int) {
 func (u *unreliable) trip() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.every > 0 && rand.IntN(u.every) == 0
+	return u.every == down || u.every > 0 && rand.IntN(u.every) == 0
+}
+
+func (u *unreliable) persists() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.every != down && rand.IntN(2) == 0
 }
 
 func (u *unreliable) Create(ctx context.Context, name string, size int64, body io.ReadSeeker) error {
 	if u.trip() {
-		if rand.IntN(2) == 0 {
+		if u.persists() {
 			_ = u.memory.Create(ctx, name, size, body) // persisted all the same
 		}
 		return errStore
@@ -88,7 +102,7 @@ func (u *unreliable) Create(ctx context.Context, name string, size int64, body i
 }
 
 func shipper(a *snapshot.Archive, l *log, more func(*snapshot.ShipperConfig)) *snapshot.Shipper {
-	cfg := snapshot.ShipperConfig{Archive: a, Source: l, Cipher: box(1), Cluster: cluster, Incarnation: 1, Peer: "nexus-1"}
+	cfg := snapshot.ShipperConfig{Archive: a, Source: l, Commits: snapshot.NewCommits(l.committed, time.Now), Cipher: box(1), Cluster: cluster, Incarnation: 1, Peer: "nexus-1"}
 	if more != nil {
 		more(&cfg)
 	}
@@ -179,20 +193,36 @@ func TestShippingStatus(t *testing.T) {
 		a := snapshot.New(store, "", t.TempDir())
 		l := &log{keyring: "k"}
 		l.grow(3)
-		s := shipper(a, l, nil)
+		commits := snapshot.NewCommits(l.committed, time.Now)
+		s := shipper(a, l, func(c *snapshot.ShipperConfig) { c.Commits = commits })
 		run, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		go commits.Run(run)
 		go s.Run(run)
 		time.Sleep(3 * time.Second)
 		if st := s.Status(); !st.Active || st.Shipped != 3 || st.Behind != 0 || st.Error != "" || st.Snapshot.Last != 3 {
 			t.Errorf("%+v", st)
 		}
-		store.fails(1)
+		store.fails(down)
+		time.Sleep(time.Hour)
+		if st := s.Status(); st.Behind != 0 {
+			t.Errorf("nothing has changed, and it is behind: %+v", st)
+		}
 		l.grow(4)
 		time.Sleep(10 * time.Second)
-		if st := s.Status(); st.Shipped != 3 || st.Behind < 8*time.Second || st.Behind > 10*time.Second || st.Error == "" {
+		if st := s.Status(); st.Shipped != 3 || st.Behind < 10*time.Second || st.Behind > 11*time.Second || st.Error == "" {
 			t.Errorf("in an outage: %+v", st)
 		}
+		// The next leader knows how old what is missing is, once it knows what is missing.
+		next := shipper(a, l, func(c *snapshot.ShipperConfig) { c.Commits = commits })
+		running, end := context.WithCancel(run)
+		go next.Run(running)
+		time.Sleep(500 * time.Millisecond)
+		time.Sleep(time.Minute)
+		if st := next.Status(); st.Shipped != 3 || st.Behind < 70*time.Second || st.Behind > 72*time.Second {
+			t.Errorf("after a change of leaders: %+v", st)
+		}
+		end()
 		store.fails(0)
 		time.Sleep(time.Minute)
 		if st := s.Status(); st.Shipped != 7 || st.Behind != 0 || st.Error != "" {

@@ -124,7 +124,7 @@ func (m *machine) Apply(e snapshot.LogEntry) error {
 }
 
 func shipper(a *snapshot.Archive, s *source, cluster [16]byte) *snapshot.Shipper {
-	return snapshot.NewShipper(snapshot.ShipperConfig{Archive: a, Source: s, Cipher: box{}, Cluster: cluster, Incarnation: 1, Peer: "nexus-1",
+	return snapshot.NewShipper(snapshot.ShipperConfig{Archive: a, Source: s, Commits: snapshot.NewCommits(s.at, time.Now), Cipher: box{}, Cluster: cluster, Incarnation: 1, Peer: "nexus-1",
 		Every: 5 * time.Millisecond, MaxBackoff: 20 * time.Millisecond, SnapshotEvery: 100 * time.Millisecond})
 }
 

@@ -1,0 +1,6 @@
+package snapshot
+
+const LookEvery = lookEvery
+
+// Look is what Run does each LookEvery.
+func (c *Commits) Look() { c.look() }
