@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -135,6 +136,7 @@ func TestShippers(t *testing.T) {
 			l := &log{keyring: "first"}
 			store.fails(3)
 			stop := func() {}
+			compacted := false
 			for round := range 6 {
 				run, cancel := context.WithCancel(t.Context())
 				for range 1 + rand.IntN(2) {
@@ -149,12 +151,12 @@ func TestShippers(t *testing.T) {
 					l.keyring = fmt.Sprint("keyring ", round)
 					l.mu.Unlock()
 				}
-				if rand.IntN(3) == 0 { // an outage, and what was not shipped is compacted meanwhile
+				if rand.IntN(8) == 0 { // an outage, and what was not shipped is compacted meanwhile
 					store.fails(1)
 					l.grow(30)
 					time.Sleep(5 * time.Second)
 					l.mu.Lock()
-					l.first = l.last - 3
+					l.first, compacted = l.last-3, true
 					l.mu.Unlock()
 					store.fails(3)
 				}
@@ -174,6 +176,12 @@ func TestShippers(t *testing.T) {
 				t.Errorf("the archive leads to index %d, the log to %d", last, l.last)
 			}
 			list := must[[]snapshot.Item](t)(a.List(ctx, cluster))
+			first := slices.IndexFunc(list, func(i snapshot.Item) bool { return i.Kind == snapshot.Snapshot })
+			for index := list[first].Last; index <= last && !compacted; index++ {
+				if _, err := snapshot.MakePlan(list, 1, index); err != nil {
+					t.Fatalf("no way back to index %d, though the log was there all the time: %v", index, err)
+				}
+			}
 			item, err := snapshot.NewestKeyring(list)
 			if err != nil {
 				t.Fatal(err)
