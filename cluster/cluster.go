@@ -91,6 +91,11 @@ type Config struct {
 	// begin with. Peers may then be empty.
 	Join []Peer
 
+	// ColdStart has Peers, when all of them are empty, begin with what Origin has rather
+	// than form an empty cluster. On a peer with data it means nothing.
+	ColdStart bool
+	Origin    Origin // required with ColdStart, and to end a cold start that was begun
+
 	// Levels tells which format level the state machine knows, and which it uses
 	// now; a peer that knows less than the leader uses is not admitted. Optional.
 	Levels func() (knows, uses uint32)
@@ -171,6 +176,8 @@ func (c *Config) complete() error {
 		c.MinVoters = 3
 	}
 	switch {
+	case c.ColdStart && (c.Origin == nil || len(c.Peers) == 0):
+		return errors.New("cluster: ColdStart needs Origin and Peers")
 	case c.DeadAfter > 0 && c.Bury == nil:
 		return errors.New("cluster: DeadAfter needs Bury")
 	case c.Dir == "" || c.Listener == nil || c.Security == nil || c.StateMachine == nil:

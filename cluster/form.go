@@ -43,6 +43,7 @@ func (n *Node) Identity() (clusterID [16]byte, incarnation uint64, ok bool) {
 func (n *Node) form() {
 	t := time.NewTimer(0)
 	defer t.Stop()
+	slow := formRetry
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -61,6 +62,9 @@ func (n *Node) form() {
 			if errors.Is(err, ErrNotReady) {
 				err = nil
 			}
+		} else if n.cfg.ColdStart && errors.Is(err, ErrColdStart) {
+			retry = slow // what is tried again costs more
+			slow = min(2*slow, 16*formRetry)
 		}
 		n.setProblem(err)
 		if done {
@@ -85,6 +89,8 @@ func (n *Node) setProblem(err error) {
 func (n *Node) formStep(ctx context.Context) (done bool, err error) {
 	m := n.marker.Load()
 	switch {
+	case takesIn(m) && n.raft.Load() != nil:
+		return n.takeIn(ctx)
 	case m.GetJoined():
 		if n.raft.Load() == nil { // an error came between the marker and Raft
 			return false, n.becomeReady()
@@ -115,6 +121,9 @@ func (n *Node) formTogether(ctx context.Context, m *peerpb.Marker) (done bool, e
 			return true, nil
 		}
 		return false, n.lookAround(ctx)
+	}
+	if m == nil && n.cfg.ColdStart || attempting(m) {
+		return false, n.coldStart(ctx, m)
 	}
 	if m == nil {
 		if err := n.each(ctx, &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_INSPECT}, func(id string, r *peerpb.FormResponse) error {
@@ -177,15 +186,22 @@ func (n *Node) lookAround(ctx context.Context) error {
 	var found error
 	_ = n.each(ctx, &peerpb.FormRequest{Step: peerpb.FormRequest_STEP_INSPECT}, func(id string, r *peerpb.FormResponse) error {
 		switch {
+		case r.GetPhase() >= peerpb.Phase_PHASE_READY && n.cfg.ColdStart:
+			found = &told{ErrWiped, fmt.Sprintf("%v: peer %s is of cluster %x, incarnation %d, and this one waits to be taken in", ErrNotAdmitted, id, r.GetClusterId(), r.GetIncarnation())}
 		case r.GetPhase() >= peerpb.Phase_PHASE_READY:
 			found = formedAlready(id, r)
 		case found == nil && !samePeers(r.GetPeers(), n.formPeers()):
 			found = n.differ(id, r)
+		case found == nil && r.GetColdStart() != n.cfg.ColdStart:
+			found = fmt.Errorf("%w; peer %s has it: %t", ErrNotRestoring, id, r.GetColdStart())
 		}
 		return nil
 	})
-	if found != nil {
+	switch {
+	case found != nil:
 		return found
+	case n.cfg.ColdStart:
+		return fmt.Errorf("%w: waiting for %s to restore the cluster from the archive; its status says what for", ErrNotReady, n.cfg.Peers[0].ID)
 	}
 	return fmt.Errorf("%w: waiting for %s to form the cluster", ErrNotReady, n.cfg.Peers[0].ID)
 }
@@ -201,6 +217,8 @@ func (n *Node) mayPrepare(id string, r *peerpb.FormResponse, m *peerpb.Marker) e
 		return fmt.Errorf("%w: peer %s holds data of cluster %x; if that is a leftover, remove raft/ in its data directory and keep audit/", ErrForeignData, id, r.GetClusterId())
 	case r.GetVerdict() == peerpb.FormResponse_VERDICT_PEERS_DIFFER || m == nil && !samePeers(r.GetPeers(), n.formPeers()):
 		return n.differ(id, r)
+	case m == nil && r.GetColdStart():
+		return fmt.Errorf("%w; peer %s has it", ErrNotRestoring, id)
 	case r.GetVerdict() != peerpb.FormResponse_VERDICT_OK:
 		return fmt.Errorf("peer %s: %v", id, r.GetVerdict())
 	}
@@ -273,13 +291,13 @@ func (s service) Form(ctx context.Context, req *peerpb.FormRequest) (*peerpb.For
 	verdict, err := n.formFor(from, req)
 	if err != nil {
 		n.setProblem(fmt.Errorf("%s: %w", req.GetStep(), err))
-		if !errors.Is(err, ErrPeersDiffer) && !errors.Is(err, ErrForeignData) {
+		if !errors.Is(err, ErrPeersDiffer) && !errors.Is(err, ErrForeignData) && !errors.Is(err, ErrNotRestoring) {
 			verdict = peerpb.FormResponse_VERDICT_FAILED
 		}
 	}
 	m := n.marker.Load()
 	return &peerpb.FormResponse{
-		Verdict: verdict, Phase: m.GetPhase(), ClusterId: m.GetClusterId(), Incarnation: m.GetIncarnation(), Peers: n.formPeers(),
+		ColdStart: n.cfg.ColdStart, Verdict: verdict, Phase: m.GetPhase(), ClusterId: m.GetClusterId(), Incarnation: m.GetIncarnation(), Peers: n.formPeers(),
 	}, nil
 }
 
@@ -310,6 +328,9 @@ func (n *Node) formFor(from string, req *peerpb.FormRequest) (peerpb.FormRespons
 	}
 	if from != n.cfg.Peers[0].ID || from == n.cfg.ID {
 		return peerpb.FormResponse_VERDICT_NOT_COORDINATOR, nil
+	}
+	if m == nil && n.cfg.ColdStart { // asked for a restore, it becomes no part of a new cluster
+		return peerpb.FormResponse_VERDICT_PEERS_DIFFER, fmt.Errorf("%w; peer %s has it not", ErrNotRestoring, from)
 	}
 	if req.GetStep() == peerpb.FormRequest_STEP_READY {
 		if m == nil {

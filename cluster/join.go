@@ -107,6 +107,9 @@ func (n *Node) joinStep(ctx context.Context) error {
 	case peerpb.AdmitResponse_VERDICT_VOTER:
 		return fmt.Errorf("cluster %x: %w: it is a voter there and may have voted; remove it, then add it as a learner", s.clusterID, ErrWiped)
 	case peerpb.AdmitResponse_VERDICT_NO_MEMBER:
+		if n.cfg.ColdStart {
+			return fmt.Errorf("cluster %x: %w: %s takes it in by itself if that cluster was just restored; else add %s with its address", s.clusterID, ErrNotAdmitted, n.cfg.Peers[0].ID, n.cfg.ID)
+		}
 		return fmt.Errorf("cluster %x: %w: add %s with its address, then it joins by itself", s.clusterID, ErrNotAdmitted, n.cfg.ID)
 	default:
 		return n.refusal(s, at)

@@ -308,16 +308,17 @@ func (w *network) heal() {
 
 // testCluster is a set of peers on loopback.
 type testCluster struct {
-	t     testing.TB
-	ca    *authority
-	net   *network
-	dir   string
-	peers []Peer
-	tune  func(id string, c *Config)
-	nodes map[string]*Node
-	sms   map[string]*journal
-	lns   map[string]net.Listener
-	joins map[string]string // addresses of peers that join
+	t      testing.TB
+	ca     *authority
+	net    *network
+	dir    string
+	peers  []Peer
+	tune   func(id string, c *Config)
+	nodes  map[string]*Node
+	latest sync.Map // nodes, also for goroutines of their own
+	sms    map[string]*journal
+	lns    map[string]net.Listener
+	joins  map[string]string // addresses of peers that join
 }
 
 var fast = Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 75 * time.Millisecond}
@@ -392,6 +393,7 @@ func (c *testCluster) tryStart(id string) error {
 	n, err := Start(context.Background(), c.config(id))
 	if err == nil {
 		c.nodes[id] = n
+		c.latest.Store(id, n)
 	}
 	return err
 }

@@ -19,14 +19,14 @@ import (
 // forming has come. Its file:
 //
 //	8 bytes   magic "SPIKEHA" 0x00
-//	uint32    format, big endian, now 1
+//	uint32    format, big endian: 1, or 2 for the attempt of a cold start, which version 1 would take for forming
 //	uint32    length of the body
 //	body      peerpb.Marker, deterministic protobuf
 //	32 bytes  SHA-256 of everything before
 const (
 	markerFile   = "marker"
 	markerMagic  = "SPIKEHA\x00"
-	markerFormat = 1
+	markerFormat = 2
 	markerLimit  = 1 << 20
 )
 
@@ -36,7 +36,11 @@ func encodeMarker(m *peerpb.Marker) ([]byte, error) {
 		return nil, err
 	}
 	b := append([]byte(markerMagic), make([]byte, 8)...)
-	binary.BigEndian.PutUint32(b[8:], markerFormat)
+	format := uint32(1)
+	if attempting(m) {
+		format = 2
+	}
+	binary.BigEndian.PutUint32(b[8:], format)
 	binary.BigEndian.PutUint32(b[12:], uint32(len(body)))
 	b = append(b, body...)
 	sum := sha256.Sum256(b)

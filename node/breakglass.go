@@ -100,6 +100,9 @@ func (o operator) RecoveryFiles(ctx context.Context, recipients []string, oneHol
 // to the leader, which collects: the one thing that a peer passes on for a
 // caller, in a call of its own kind.
 func (o operator) Restore(ctx context.Context, share store.RecoveryShare) (store.RestoreProgress, error) {
+	if _, _, formed := o.n.cluster.Identity(); !formed && o.n.cfg.RestoreLatest {
+		return o.n.cold.give(share)
+	}
 	st, err := ledger(o).State(ctx)
 	if err != nil {
 		return store.RestoreProgress{}, logError(err)

@@ -91,6 +91,10 @@ type Config struct {
 	// ArchiveSnapshotEvery is the age at which a snapshot in the archive has a
 	// successor, when anything has changed.
 	ArchiveSnapshotEvery time.Duration `yaml:"archive_snapshot_every"`
+	// RestoreLatest has Peers, when all of them are empty, begin with the newest state
+	// of the archive rather than form an empty cluster. Give it to all of them; on a
+	// peer with data it does nothing.
+	RestoreLatest bool `yaml:"restore_latest"`
 	// KeyMaxAge is the age at which the leader rotates a key by itself; 0: never.
 	// Give it alike to all.
 	KeyMaxAge time.Duration `yaml:"key_max_age"`
@@ -162,6 +166,7 @@ var Settings = []Setting{
 	{"key-max-age", []string{"SPIKE_NEXUS_KEY_MAX_AGE"}, "age at which the leader rotates a key by itself, at least 1h; 0 means never", func(c *Config) any { return &c.KeyMaxAge }},
 	{"archive", []string{"SPIKE_NEXUS_ARCHIVE"}, "where snapshots and the committed log go: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…; nowhere when empty", func(c *Config) any { return &c.Archive }},
 	{"archive-snapshot-every", []string{"SPIKE_NEXUS_ARCHIVE_SNAPSHOT_EVERY"}, "age at which a snapshot in the archive has a successor", func(c *Config) any { return &c.ArchiveSnapshotEvery }},
+	{"restore-latest", []string{"SPIKE_NEXUS_RESTORE_LATEST"}, "when all --peers are empty, begin with the newest state of the archive; does nothing where there is data", func(c *Config) any { return &c.RestoreLatest }},
 	{"drain-grace", []string{"SPIKE_NEXUS_DRAIN_GRACE"}, "time for which a drained peer still serves while its readiness already fails", func(c *Config) any { return &c.DrainGrace }},
 	{"log-level", []string{"SPIKE_SYSTEM_LOG_LEVEL"}, "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"heartbeat", []string{"SPIKE_NEXUS_HEARTBEAT"}, "silence of the leader after which a peer asks for an election", func(c *Config) any { return &c.Heartbeat }},
@@ -298,6 +303,9 @@ func (c *Config) Validate() error {
 		if _, _, _, err := archiveAddress(c.Archive); err != nil {
 			return fmt.Errorf("archive: %w", err)
 		}
+	}
+	if c.RestoreLatest && (c.Archive == "" || c.Peers == "") {
+		return errors.New("restore-latest needs archive, which it restores from, and peers, which become the cluster: set both, or remove it")
 	}
 	if c.ArchiveSnapshotEvery < time.Second {
 		return errors.New("archive-snapshot-every is shorter than a second")

@@ -88,6 +88,9 @@ func (n *Node) found(ctx context.Context) error {
 	if err == nil && result.Code != fsmpb.Code_OK {
 		err = errors.New(result.Code.String())
 	}
+	if err == nil {
+		n.warnOfOthers()
+	}
 	return err
 }
 

@@ -64,6 +64,7 @@ type Node struct {
 	sealMu     sync.Mutex                // held while an operator seals or unseals this peer
 	peerSealed atomic.Bool               // an operator sealed this peer by itself
 	collector  *seal.Collector
+	cold       *coldStart
 
 	tolerance               look[int]                        // of failures; the leader's
 	shipper                 atomic.Pointer[snapshot.Shipper] // nil: this peer does not ship
@@ -120,6 +121,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	}
 	n.machine = fsm.New(fsm.Options{})
 	n.seal = seal.New(seal.Config{Logger: log.With("part", "seal"), KeeperTimeout: keeperTimeout})
+	n.cold = &coldStart{n: n}
 	if err := n.startCluster(ctx, security); err != nil {
 		return nil, err
 	}
@@ -178,6 +180,7 @@ func (n *Node) startCluster(ctx context.Context, security cluster.Security) erro
 	}
 	n.cluster, err = cluster.Start(ctx, cluster.Config{
 		ID: n.cfg.ID, Dir: raftDir(n.cfg.DataDir), Listener: listener, Peers: list, Join: join, Advertise: n.cfg.Advertise,
+		ColdStart: n.cfg.RestoreLatest, Origin: n.cold,
 		DeadAfter: n.cfg.DeadPeerAfter, MinVoters: n.cfg.MinVoters, Bury: n.bury,
 		Levels:   func() (knows, uses uint32) { return fsm.Level, n.machine.View().Level() },
 		Security: security, StateMachine: machine{n.machine}, Logger: n.log.With("part", "cluster"),

@@ -113,21 +113,41 @@ func (r ArchiveReading) open(ctx context.Context) (*openedArchive, error) {
 			return nil, shareError(err)
 		}
 	}
-	a := &openedArchive{seal: seal.New(seal.Config{Logger: r.Logger}), machine: fsm.New(fsm.Options{}), state: st, newest: pb}
-	if err := a.seal.UnsealWith(st, collector); err != nil {
+	keys := seal.New(seal.Config{Logger: r.Logger})
+	if err := keys.UnsealWith(st, collector); err != nil {
 		return nil, err
 	}
+	a, err := r.openWith(ctx, keys, list, st, pb)
+	if err != nil {
+		keys.Lock()
+	}
+	return a, err
+}
+
+// openWith is open with keys that are here.
+func (r ArchiveReading) openWith(ctx context.Context, keys *seal.Seal, list []snapshot.Item, st seal.State, pb *fsmpb.SnapshotHeader) (*openedArchive, error) {
+	a := &openedArchive{seal: keys, machine: fsm.New(fsm.Options{}), state: st, newest: pb}
 	if err := a.read(ctx, r, list); err != nil {
-		a.seal.Lock()
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snapshot.Item) error {
-	for _, i := range list {
-		a.highest = max(a.highest, i.Incarnation)
+// begin makes of what was read a state that a cluster begins with, as its next incarnation or a later one.
+func (a *openedArchive) begin() (cluster.Seeding, error) {
+	view := a.machine.View()
+	index, term := view.Index(), view.Term()
+	state := proto.Clone(a.newest.Seal).(*fsmpb.SealState)
+	state.Keyring, state.Epochs = a.state.Keyring, epochList(a.state.Epochs)
+	if err := a.machine.Renew(state, a.newest.Incarnation); err != nil {
+		return cluster.Seeding{}, err
 	}
+	return cluster.Seeding{ClusterID: a.report.Cluster, Incarnation: max(a.highest, a.newest.Incarnation) + 1,
+		Index: a.report.Index + restoreGap, Term: term + 1, StateIndex: index, StateTerm: term, State: viewSnapshot{a.machine.View()}}, nil
+}
+
+func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snapshot.Item) error {
+	a.highest = snapshot.HighestIncarnation(list)
 	// The keys that left the live peers may be those of an older state.
 	keyring, epochs, err := a.seal.Reinstate(a.state)
 	if err != nil {
@@ -220,14 +240,12 @@ func RestoreArchive(ctx context.Context, r ArchiveRestoring) (report ArchiveRepo
 		return report, 0, err
 	}
 	defer a.seal.Lock()
-	view := a.machine.View()
-	index, term := view.Index(), view.Term()
-	state := proto.Clone(a.newest.Seal).(*fsmpb.SealState)
-	state.Keyring, state.Epochs = a.state.Keyring, epochList(a.state.Epochs)
-	if err := a.machine.Renew(state, a.newest.Incarnation); err != nil {
+	seeding, err := a.begin()
+	if err != nil {
 		return report, 0, err
 	}
-	incarnation = max(a.highest, a.newest.Incarnation) + 1 + rand.Uint64N(1<<20)
+	incarnation = seeding.Incarnation + rand.Uint64N(1<<20)
+	seeding.Dir, seeding.ID, seeding.Address, seeding.Incarnation, seeding.Logger = raftDir(r.DataDir), r.ID, r.Address, incarnation, r.Logger
 	cfg := Config{DataDir: r.DataDir, AuditDir: r.AuditDir}
 	if err := os.MkdirAll(r.DataDir, 0o700); err != nil {
 		return report, 0, err
@@ -237,13 +255,12 @@ func RestoreArchive(ctx context.Context, r ArchiveRestoring) (report ArchiveRepo
 		return report, 0, err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	record := audit.Record{Op: "snapshot.restore", Phase: audit.PhaseIntent, Decision: audit.Allow, By: "recovery shares", Caller: r.Who, Index: index,
+	record := audit.Record{Op: "snapshot.restore", Phase: audit.PhaseIntent, Decision: audit.Allow, By: "recovery shares", Caller: r.Who, Index: seeding.StateIndex,
 		Detail: fmt.Sprintf("cluster %x, incarnation %d, to incarnation %d", a.report.Cluster, a.report.Incarnation, incarnation)}
 	if err := log.Append(record, true); err != nil {
 		return report, 0, err
 	}
-	failed := cluster.Seed(ctx, cluster.Seeding{Dir: raftDir(r.DataDir), ID: r.ID, Address: r.Address, ClusterID: a.report.Cluster, Incarnation: incarnation,
-		Index: a.report.Index + restoreGap, Term: term + 1, StateIndex: index, StateTerm: term, State: viewSnapshot{a.machine.View()}, Logger: r.Logger})
+	failed := cluster.Seed(ctx, seeding)
 	record.Phase, record.Result = audit.PhaseOutcome, "ok"
 	if failed != nil {
 		record.Decision, record.Result = audit.Refuse, "failed"

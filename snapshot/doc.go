@@ -6,12 +6,13 @@
 //	v1/<cluster id>/<incarnation>/snapshot/<last>-<term>
 //	v1/<cluster id>/<incarnation>/log/<first>-<last>
 //	v1/<cluster id>/<incarnation>/keyring/<index>-<first 8 digits of its hash>
+//	v1/<cluster id>/<incarnation>/claim
 //
 // numbers in 20 digits, so that the order of names is that of the log. Each begins with a readable header (which cluster, which
 // part of its log, when, by whom) and goes on with a stream that is encrypted and authenticated under the keyring's archive
 // key, the header included. So an object is believed for what its header says or not at all, wherever it lies; and nothing but the header
 // is readable without the root key. The keyring itself is under the root key alone: restoring takes the newest one, its shares, and any
-// archive.
+// archive. A claim says who begins the incarnation, and is authenticated by nothing (claim.go).
 //
 // Committed entries never differ between peers, so it does no harm when two peers ship at once: the ranges they write may
 // overlap, and a reader takes any that go on where it is.

@@ -20,7 +20,7 @@ import (
 //
 //	magic(16) ‖ length of the header(4) ‖ archivepb.Header ‖ body
 //
-// The body of a keyring is an archivepb.Keyring; that of the others a stream of the Cipher, with the SHA-256 of all before it
+// The body of a keyring is an archivepb.Keyring, that of a claim an archivepb.Claim; that of the others a stream of the Cipher, with the SHA-256 of all before it
 // as context.
 const (
 	magic     = "spike-ha arc\x00\x01\r\n"
@@ -44,9 +44,10 @@ const (
 	Snapshot Kind = "snapshot"
 	Segment  Kind = "log"
 	Keyring  Kind = "keyring"
+	Claim    Kind = "claim"
 )
 
-var kinds = map[Kind]archivepb.Kind{Snapshot: archivepb.Kind_SNAPSHOT, Segment: archivepb.Kind_SEGMENT, Keyring: archivepb.Kind_KEYRING}
+var kinds = map[Kind]archivepb.Kind{Snapshot: archivepb.Kind_SNAPSHOT, Segment: archivepb.Kind_SEGMENT, Keyring: archivepb.Kind_KEYRING, Claim: archivepb.Kind_CLAIM}
 
 // Header says what an object holds. Nothing in it is secret.
 type Header struct {
@@ -100,6 +101,8 @@ func checkHeader(h *archivepb.Header) error {
 		ok = ok && h.First > 0 && h.First <= h.Last && hashes(0, h.DataHash, h.AllHash, h.Previous)
 	case archivepb.Kind_KEYRING:
 		ok = ok && h.First == 0 && hashes(0, h.DataHash, h.AllHash, h.Previous)
+	case archivepb.Kind_CLAIM:
+		ok = ok && h.First == 0 && h.Last == 0 && hashes(0, h.DataHash, h.AllHash, h.Previous)
 	default:
 		ok = false
 	}
@@ -167,7 +170,7 @@ type Item struct {
 	Sum         string // keyring: first 8 digits of its hash
 }
 
-var nameForm = regexp.MustCompile(`^v1/([0-9a-f]{32})/([0-9]{20})/(?:(snapshot)/([0-9]{20})-([0-9]{20})|(log)/([0-9]{20})-([0-9]{20})|(keyring)/([0-9]{20})-([0-9a-f]{8}))$`)
+var nameForm = regexp.MustCompile(`^v1/([0-9a-f]{32})/([0-9]{20})/(?:(snapshot)/([0-9]{20})-([0-9]{20})|(log)/([0-9]{20})-([0-9]{20})|(keyring)/([0-9]{20})-([0-9a-f]{8})|(claim))$`)
 
 // ParseName reads the name of an object, without the bucket's prefix; false for one that is none of ours.
 func ParseName(name string) (e Item, ok bool) {
@@ -194,6 +197,8 @@ func ParseName(name string) (e Item, ok bool) {
 	case m[6] != "":
 		e.Kind, e.First, e.Last = Segment, number(m[7]), number(m[8])
 		ok = ok && e.First > 0 && e.First <= e.Last
+	case m[12] != "":
+		e.Kind = Claim
 	default:
 		e.Kind, e.Last, e.Sum = Keyring, number(m[10]), m[11]
 	}
@@ -210,7 +215,11 @@ func prefixOf(cluster [16]byte, incarnation uint64) string {
 
 // name is where an object with the header lies.
 func (h Header) name(body []byte) string {
-	place := prefixOf(h.Cluster, h.Incarnation) + string(h.Kind) + "/"
+	place := prefixOf(h.Cluster, h.Incarnation) + string(h.Kind)
+	if h.Kind == Claim {
+		return place
+	}
+	place += "/"
 	switch h.Kind {
 	case Snapshot:
 		return fmt.Sprintf("%s%020d-%020d", place, h.Last, h.Term)

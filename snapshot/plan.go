@@ -146,7 +146,7 @@ func (a *Archive) IndexAt(ctx context.Context, list []Item, incarnation uint64, 
 	}
 	var objects []Item
 	for _, i := range list {
-		if i.Kind != Keyring && i.Incarnation == incarnation {
+		if (i.Kind == Snapshot || i.Kind == Segment) && i.Incarnation == incarnation {
 			objects = append(objects, i)
 		}
 	}

@@ -43,7 +43,7 @@ func Retain(list []Item, policy Retention, verified map[string]bool) (keep, drop
 		newShelf(items, verified).retain(policy, stays)
 	}
 	for _, i := range list {
-		if stays[i.Name] {
+		if stays[i.Name] || i.Kind == Claim { // which keeps its incarnation from being begun again
 			keep = append(keep, i)
 		} else {
 			drop = append(drop, i)

@@ -54,6 +54,13 @@ const (
 	KeeperSettleAfter  Name = "keeper.settle.after"  // it is dropped, and that is not acknowledged
 )
 
+// The steps of a cluster that begins from its archive.
+const (
+	ClusterColdClaimed Name = "cluster.cold.claimed" // the incarnation is claimed, and nothing of the state is here
+	ClusterColdSeeded  Name = "cluster.cold.seeded"  // the state is here, and Raft has not run
+	ClusterColdTakeIn  Name = "cluster.cold.takein"  // Raft runs, and the other peers are not all taken in
+)
+
 // All lists every step. Every one of them is reached by a test.
 var All = []Name{
 	SealBeginBefore, SealBeginAfter, SealPlaceOne, SealPlaceAfter, SealCommitBefore, SealCommitAfter, SealSettleAfter, SealAbandon,
@@ -61,4 +68,5 @@ var All = []Name{
 	SealRefillBefore, SealRefillAfter, SealRestoreCollected, SealRestoreUnsealed,
 	NodeSealBefore, NodeSealAfter, NodeUnsealBefore, NodeUnsealAfter,
 	KeeperPlaceBefore, KeeperPlaceAfter, KeeperFetchBefore, KeeperSettleBefore, KeeperSettleAfter,
+	ClusterColdClaimed, ClusterColdSeeded, ClusterColdTakeIn,
 }

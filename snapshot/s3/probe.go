@@ -266,3 +266,20 @@ func (c Capabilities) String() string {
 	}
 	return b.String()
 }
+
+// Exclusive implements snapshot.Exclusive, by trying.
+func (b *Bucket) Exclusive(ctx context.Context, prefix string) error {
+	if b.plain {
+		return fmt.Errorf("%w; its address says conditional=false", snapshot.ErrNotExclusive)
+	}
+	c, err := b.Probe(ctx, prefix)
+	switch {
+	case c.Conditional == Yes:
+		return nil
+	case err != nil:
+		return err
+	case c.Create == Forbidden:
+		return fmt.Errorf("%w: it may not store objects below %s", snapshot.ErrForbidden, prefix)
+	}
+	return fmt.Errorf("%w: 'spikectl snapshot probe' shows what it does", snapshot.ErrNotExclusive)
+}

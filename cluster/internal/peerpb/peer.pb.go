@@ -1365,7 +1365,8 @@ type FormRequest struct {
 	Step          FormRequest_Step       `protobuf:"varint,1,opt,name=step,proto3,enum=spikeha.peer.v1.FormRequest_Step" json:"step,omitempty"`
 	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Peers         []*Member              `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"` // sorted by id
+	Peers         []*Member              `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"`                           // sorted by id
+	ColdStart     bool                   `protobuf:"varint,5,opt,name=cold_start,json=coldStart,proto3" json:"cold_start,omitempty"` // the cluster is to begin with what an archive holds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1428,6 +1429,13 @@ func (x *FormRequest) GetPeers() []*Member {
 	return nil
 }
 
+func (x *FormRequest) GetColdStart() bool {
+	if x != nil {
+		return x.ColdStart
+	}
+	return false
+}
+
 type FormResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       FormResponse_Verdict   `protobuf:"varint,1,opt,name=verdict,proto3,enum=spikeha.peer.v1.FormResponse_Verdict" json:"verdict,omitempty"`
@@ -1435,6 +1443,7 @@ type FormResponse struct {
 	ClusterId     []byte                 `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Incarnation   uint64                 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Peers         []*Member              `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	ColdStart     bool                   `protobuf:"varint,6,opt,name=cold_start,json=coldStart,proto3" json:"cold_start,omitempty"` // as in FormRequest, of the answering peer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1502,6 +1511,13 @@ func (x *FormResponse) GetPeers() []*Member {
 		return x.Peers
 	}
 	return nil
+}
+
+func (x *FormResponse) GetColdStart() bool {
+	if x != nil {
+		return x.ColdStart
+	}
+	return false
 }
 
 type CallRequest struct {
@@ -1636,6 +1652,9 @@ type Marker struct {
 	Recovery      *Recovery              `protobuf:"bytes,7,opt,name=recovery,proto3" json:"recovery,omitempty"`                              // with PHASE_RECOVERING
 	Superseded    []*Member              `protobuf:"bytes,8,rep,name=superseded,proto3" json:"superseded,omitempty"`                          // members before this peer was recovered, to be told so
 	SupersededBy  uint64                 `protobuf:"varint,9,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"` // with PHASE_SUPERSEDED: the incarnation
+	Attempt       []byte                 `protobuf:"bytes,10,opt,name=attempt,proto3" json:"attempt,omitempty"`                               // with PHASE_PREPARED: of a cold start; the nonce of its claim. Such a marker has format 2
+	Awaited       []*Member              `protobuf:"bytes,11,rep,name=awaited,proto3" json:"awaited,omitempty"`                               // peers that this one, which began the cluster from an archive, is to add
+	Learning      []*Member              `protobuf:"bytes,12,rep,name=learning,proto3" json:"learning,omitempty"`                             // that it has added, and is to promote
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1731,6 +1750,27 @@ func (x *Marker) GetSupersededBy() uint64 {
 		return x.SupersededBy
 	}
 	return 0
+}
+
+func (x *Marker) GetAttempt() []byte {
+	if x != nil {
+		return x.Attempt
+	}
+	return nil
+}
+
+func (x *Marker) GetAwaited() []*Member {
+	if x != nil {
+		return x.Awaited
+	}
+	return nil
+}
+
+func (x *Marker) GetLearning() []*Member {
+	if x != nil {
+		return x.Learning
+	}
+	return nil
 }
 
 // Recovery is what an offline recovery is to come to.
@@ -1905,25 +1945,29 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\rVERDICT_LEVEL\x10\x06\"2\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xf0\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x8f\x02\n" +
 	"\vFormRequest\x125\n" +
 	"\x04step\x18\x01 \x01(\x0e2!.spikeha.peer.v1.FormRequest.StepR\x04step\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\fR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12-\n" +
-	"\x05peers\x18\x04 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers\":\n" +
+	"\x05peers\x18\x04 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers\x12\x1d\n" +
+	"\n" +
+	"cold_start\x18\x05 \x01(\bR\tcoldStart\":\n" +
 	"\x04Step\x12\x10\n" +
 	"\fSTEP_INSPECT\x10\x00\x12\x10\n" +
 	"\fSTEP_PREPARE\x10\x01\x12\x0e\n" +
 	"\n" +
-	"STEP_READY\x10\x02\"\x83\x03\n" +
+	"STEP_READY\x10\x02\"\xa2\x03\n" +
 	"\fFormResponse\x12?\n" +
 	"\averdict\x18\x01 \x01(\x0e2%.spikeha.peer.v1.FormResponse.VerdictR\averdict\x12,\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x16.spikeha.peer.v1.PhaseR\x05phase\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x03 \x01(\fR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x12-\n" +
-	"\x05peers\x18\x05 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers\"\x93\x01\n" +
+	"\x05peers\x18\x05 \x03(\v2\x17.spikeha.peer.v1.MemberR\x05peers\x12\x1d\n" +
+	"\n" +
+	"cold_start\x18\x06 \x01(\bR\tcoldStart\"\x93\x01\n" +
 	"\aVerdict\x12\x0e\n" +
 	"\n" +
 	"VERDICT_OK\x10\x00\x12\x18\n" +
@@ -1945,7 +1989,7 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\rSTATUS_FAILED\x10\x01\x12\x17\n" +
 	"\x13STATUS_UNKNOWN_KIND\x10\x02\x12\x14\n" +
 	"\x10STATUS_TOO_LARGE\x10\x03\x12\x12\n" +
-	"\x0eSTATUS_FOREIGN\x10\x04\"\xe7\x02\n" +
+	"\x0eSTATUS_FOREIGN\x10\x04\"\xe9\x03\n" +
 	"\x06Marker\x12,\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x16.spikeha.peer.v1.PhaseR\x05phase\x12\x1d\n" +
 	"\n" +
@@ -1958,7 +2002,11 @@ const file_cluster_internal_peerpb_peer_proto_rawDesc = "" +
 	"\n" +
 	"superseded\x18\b \x03(\v2\x17.spikeha.peer.v1.MemberR\n" +
 	"superseded\x12#\n" +
-	"\rsuperseded_by\x18\t \x01(\x04R\fsupersededBy\"\x98\x01\n" +
+	"\rsuperseded_by\x18\t \x01(\x04R\fsupersededBy\x12\x18\n" +
+	"\aattempt\x18\n" +
+	" \x01(\fR\aattempt\x121\n" +
+	"\aawaited\x18\v \x03(\v2\x17.spikeha.peer.v1.MemberR\aawaited\x123\n" +
+	"\blearning\x18\f \x03(\v2\x17.spikeha.peer.v1.MemberR\blearning\"\x98\x01\n" +
 	"\bRecovery\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1b\n" +
 	"\tlast_term\x18\x02 \x01(\x04R\blastTerm\x12\x1d\n" +
@@ -2063,25 +2111,27 @@ var file_cluster_internal_peerpb_peer_proto_depIdxs = []int32{
 	21, // 21: spikeha.peer.v1.Marker.peers:type_name -> spikeha.peer.v1.Member
 	27, // 22: spikeha.peer.v1.Marker.recovery:type_name -> spikeha.peer.v1.Recovery
 	21, // 23: spikeha.peer.v1.Marker.superseded:type_name -> spikeha.peer.v1.Member
-	10, // 24: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
-	13, // 25: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
-	15, // 26: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
-	22, // 27: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
-	24, // 28: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
-	17, // 29: spikeha.peer.v1.Peer.Change:input_type -> spikeha.peer.v1.ChangeRequest
-	19, // 30: spikeha.peer.v1.Peer.Admit:input_type -> spikeha.peer.v1.AdmitRequest
-	11, // 31: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
-	14, // 32: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
-	16, // 33: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
-	23, // 34: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
-	25, // 35: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
-	18, // 36: spikeha.peer.v1.Peer.Change:output_type -> spikeha.peer.v1.ChangeResponse
-	20, // 37: spikeha.peer.v1.Peer.Admit:output_type -> spikeha.peer.v1.AdmitResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	21, // 24: spikeha.peer.v1.Marker.awaited:type_name -> spikeha.peer.v1.Member
+	21, // 25: spikeha.peer.v1.Marker.learning:type_name -> spikeha.peer.v1.Member
+	10, // 26: spikeha.peer.v1.Peer.Propose:input_type -> spikeha.peer.v1.ProposeRequest
+	13, // 27: spikeha.peer.v1.Peer.ReadIndex:input_type -> spikeha.peer.v1.ReadIndexRequest
+	15, // 28: spikeha.peer.v1.Peer.Term:input_type -> spikeha.peer.v1.TermRequest
+	22, // 29: spikeha.peer.v1.Peer.Form:input_type -> spikeha.peer.v1.FormRequest
+	24, // 30: spikeha.peer.v1.Peer.Call:input_type -> spikeha.peer.v1.CallRequest
+	17, // 31: spikeha.peer.v1.Peer.Change:input_type -> spikeha.peer.v1.ChangeRequest
+	19, // 32: spikeha.peer.v1.Peer.Admit:input_type -> spikeha.peer.v1.AdmitRequest
+	11, // 33: spikeha.peer.v1.Peer.Propose:output_type -> spikeha.peer.v1.ProposeResponse
+	14, // 34: spikeha.peer.v1.Peer.ReadIndex:output_type -> spikeha.peer.v1.ReadIndexResponse
+	16, // 35: spikeha.peer.v1.Peer.Term:output_type -> spikeha.peer.v1.TermResponse
+	23, // 36: spikeha.peer.v1.Peer.Form:output_type -> spikeha.peer.v1.FormResponse
+	25, // 37: spikeha.peer.v1.Peer.Call:output_type -> spikeha.peer.v1.CallResponse
+	18, // 38: spikeha.peer.v1.Peer.Change:output_type -> spikeha.peer.v1.ChangeResponse
+	20, // 39: spikeha.peer.v1.Peer.Admit:output_type -> spikeha.peer.v1.AdmitResponse
+	33, // [33:40] is the sub-list for method output_type
+	26, // [26:33] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_cluster_internal_peerpb_peer_proto_init() }

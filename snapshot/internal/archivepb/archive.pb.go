@@ -31,6 +31,7 @@ const (
 	Kind_SNAPSHOT         Kind = 1 // the whole state after the command at index last
 	Kind_SEGMENT          Kind = 2 // all commands from index first to index last
 	Kind_KEYRING          Kind = 3 // the state of the seal after index last: readable, and useless without shares
+	Kind_CLAIM            Kind = 4 // somebody begins this incarnation from the archive: readable
 )
 
 // Enum value maps for Kind.
@@ -40,12 +41,14 @@ var (
 		1: "SNAPSHOT",
 		2: "SEGMENT",
 		3: "KEYRING",
+		4: "CLAIM",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
 		"SNAPSHOT":         1,
 		"SEGMENT":          2,
 		"KEYRING":          3,
+		"CLAIM":            4,
 	}
 )
 
@@ -324,6 +327,67 @@ func (x *Keyring) GetSum() []byte {
 	return nil
 }
 
+// Claim is the body of a claim.
+type Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 32 random bytes, which the claimant kept before it claimed
+	Peers         []string               `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"` // that are to become the cluster: id=host:port, sorted
+	Sum           []byte                 `protobuf:"bytes,3,opt,name=sum,proto3" json:"sum,omitempty"`     // SHA-256 of the header's bytes and of this message without sum: finds damage, not forgery
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_snapshot_internal_archivepb_archive_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_snapshot_internal_archivepb_archive_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_snapshot_internal_archivepb_archive_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Claim) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *Claim) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Claim) GetSum() []byte {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
 var File_snapshot_internal_archivepb_archive_proto protoreflect.FileDescriptor
 
 const file_snapshot_internal_archivepb_archive_proto_rawDesc = "" +
@@ -351,12 +415,17 @@ const file_snapshot_internal_archivepb_archive_proto_rawDesc = "" +
 	"\aKeyring\x12\x1d\n" +
 	"\n" +
 	"seal_state\x18\x01 \x01(\fR\tsealState\x12\x10\n" +
-	"\x03sum\x18\x02 \x01(\fR\x03sum*D\n" +
+	"\x03sum\x18\x02 \x01(\fR\x03sum\"E\n" +
+	"\x05Claim\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x14\n" +
+	"\x05peers\x18\x02 \x03(\tR\x05peers\x12\x10\n" +
+	"\x03sum\x18\x03 \x01(\fR\x03sum*O\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bSNAPSHOT\x10\x01\x12\v\n" +
 	"\aSEGMENT\x10\x02\x12\v\n" +
-	"\aKEYRING\x10\x03B:Z8github.com/spike-ha/spike-ha/snapshot/internal/archivepbb\x06proto3"
+	"\aKEYRING\x10\x03\x12\t\n" +
+	"\x05CLAIM\x10\x04B:Z8github.com/spike-ha/spike-ha/snapshot/internal/archivepbb\x06proto3"
 
 var (
 	file_snapshot_internal_archivepb_archive_proto_rawDescOnce sync.Once
@@ -371,12 +440,13 @@ func file_snapshot_internal_archivepb_archive_proto_rawDescGZIP() []byte {
 }
 
 var file_snapshot_internal_archivepb_archive_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_snapshot_internal_archivepb_archive_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_snapshot_internal_archivepb_archive_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_snapshot_internal_archivepb_archive_proto_goTypes = []any{
 	(Kind)(0),       // 0: spikeha.snapshot.v1.Kind
 	(*Header)(nil),  // 1: spikeha.snapshot.v1.Header
 	(*Entry)(nil),   // 2: spikeha.snapshot.v1.Entry
 	(*Keyring)(nil), // 3: spikeha.snapshot.v1.Keyring
+	(*Claim)(nil),   // 4: spikeha.snapshot.v1.Claim
 }
 var file_snapshot_internal_archivepb_archive_proto_depIdxs = []int32{
 	0, // 0: spikeha.snapshot.v1.Header.kind:type_name -> spikeha.snapshot.v1.Kind
@@ -398,7 +468,7 @@ func file_snapshot_internal_archivepb_archive_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_snapshot_internal_archivepb_archive_proto_rawDesc), len(file_snapshot_internal_archivepb_archive_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
