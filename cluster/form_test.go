@@ -165,7 +165,7 @@ func TestStartRefusesBadDirectories(t *testing.T) {
 
 	b, err := encodeMarker(marker)
 	must(t, err)
-	b[11] = 2
+	b[11] = markerFormat + 1
 	must(t, writeDurably(filepath.Join(dir, markerFile), b))
 	if err := c.tryStart("n1"); !errors.Is(err, ErrNewerFormat) {
 		t.Errorf("newer marker: %v", err)
