@@ -15,6 +15,12 @@ func LevelOf(c *fsmpb.Command) uint32 {
 		return op.RaiseLevel.GetLevel()
 	case *fsmpb.Command_ReplaceKeyring, *fsmpb.Command_Reseal, *fsmpb.Command_AbandonShareSet:
 		return 2
+	case *fsmpb.Command_RecordDrill:
+		return 3
+	case *fsmpb.Command_PutSettings:
+		if op.PutSettings.GetSettings().GetArchive() != nil {
+			return 3
+		}
 	case *fsmpb.Command_CommitShareSet:
 		if op.CommitShareSet.GetIncarnation() != 0 {
 			return 2
@@ -180,6 +186,8 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 		return a.replaceKeyring(op.ReplaceKeyring)
 	case *fsmpb.Command_Reseal:
 		return a.resealRecords(op.Reseal)
+	case *fsmpb.Command_RecordDrill:
+		return a.recordDrill(op.RecordDrill.Drill, now)
 	}
 	return refuse(fsmpb.Code_INVALID, "no operation") // decode lets none through
 }

@@ -43,7 +43,7 @@ type shape struct {
 func scan(b []byte) shape {
 	var s shape
 	var seen uint64
-	limit, ops, newer := 0, 0, false // newer: uses what level 1 does not have
+	limit, ops, since := 0, 0, uint32(FirstLevel) // since: level that has the operation
 	for rest := b; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
 		if n < 0 {
@@ -64,9 +64,9 @@ func scan(b []byte) shape {
 		case num <= 2:
 			want = protowire.VarintType
 		case num <= 4:
-		case num >= 16 && num <= 33:
+		case operationSince(num) > 0:
 			ops++
-			newer = newer || num >= 30
+			since = max(since, operationSince(num))
 			limit = maxSmallCommand
 			switch num {
 			case 17:
@@ -105,7 +105,7 @@ func scan(b []byte) shape {
 	case s.bad != "":
 	case s.level == 0:
 		s.bad = "no format level"
-	case newer && s.level == FirstLevel:
+	case s.level < since:
 		s.bad = "unknown field"
 	case ops != 1:
 		s.bad = "not one operation"
@@ -113,6 +113,19 @@ func scan(b []byte) shape {
 		s.bad = "command too long"
 	}
 	return s
+}
+
+// operationSince is the level that has the operation of a field number; 0: none has.
+func operationSince(num protowire.Number) uint32 {
+	switch {
+	case num >= 16 && num <= 29:
+		return FirstLevel
+	case num >= 30 && num <= 33:
+		return 2
+	case num == 38:
+		return 3
+	}
+	return 0
 }
 
 // scanTransaction counts operations before anything is allocated for them, and
@@ -237,11 +250,17 @@ func checkOp(c *fsmpb.Command) string {
 		if !isID(op.Found.ClusterId) || op.Found.Incarnation == 0 {
 			return "cluster id not 16 bytes, or no incarnation"
 		}
+		if op.Found.Settings.GetArchive() != nil && c.Level < 3 {
+			return "unknown field"
+		}
 		_, bad := withDefaults(op.Found.Settings)
 		return bad
 	case *fsmpb.Command_PutSettings:
 		if unknown(op.PutSettings) {
 			return "unknown field"
+		}
+		if op.PutSettings.Settings.GetArchive() != nil && c.Level < 3 {
+			return "unknown field" // as to builds that know no more than the levels before
 		}
 		_, bad := withDefaults(op.PutSettings.Settings)
 		return bad
@@ -269,6 +288,11 @@ func checkOp(c *fsmpb.Command) string {
 		return checkReplace(op.ReplaceKeyring)
 	case *fsmpb.Command_Reseal:
 		return checkReseal(op.Reseal)
+	case *fsmpb.Command_RecordDrill:
+		if unknown(op.RecordDrill) {
+			return "unknown field"
+		}
+		return checkDrill(op.RecordDrill.Drill)
 	case *fsmpb.Command_SetSeal:
 		if unknown(op.SetSeal) {
 			return "unknown field"
@@ -509,6 +533,10 @@ func withDefaults(s *fsmpb.Settings) (*fsmpb.Settings, string) {
 		IndexReads:       s.GetIndexReads(),
 		WindowEntries:    or(s.GetWindowEntries(), 1<<18),
 		WindowBytes:      or(s.GetWindowBytes(), 64<<20),
+		Archive:          s.GetArchive(),
+	}
+	if bad := checkCare(r.Archive); bad != "" {
+		return nil, bad
 	}
 	switch {
 	case r.MaxVersions > MaxVersions:

@@ -26,9 +26,10 @@ func FuzzApply(f *testing.F) {
 	if err := raised.Restore(bytes.NewReader(snapshot(f, m.View()))); err != nil {
 		f.Fatal(err)
 	}
-	want(f, do(f, raised, raise(2)), fsmpb.Code_OK)
+	want(f, do(f, raised, raise(3)), fsmpb.Code_OK)
+	want(f, do(f, raised, drill(7, "")), fsmpb.Code_OK)
 	for _, c := range []*fsmpb.Command{replace(1, "sealed keyring", "x", 2), reseal(resealed("a", a, 1, "x"), resealed("a", a, 2, "y")), resealPolicy("p", p, "x"),
-		abandon(2), commitFor(2, 9)} {
+		abandon(2), commitFor(2, 9), drill(8, "why"), drill(7, ""), putSettings(raised.View().SettingsRevision(), &fsmpb.Settings{Archive: &fsmpb.ArchiveCare{DrillSeconds: new(uint64), Daily: 7}})} {
 		f.Add(encode(f, c))
 	}
 	base := snapshot(f, raised.View())

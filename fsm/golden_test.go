@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
@@ -23,6 +24,7 @@ const (
 	goldenLog      = "testdata/log.txt"
 	goldenSnapshot = "testdata/snapshot.bin"
 	firstSnapshot  = "testdata/snapshot-level1.bin" // of a build that knew level 1 alone
+	secondSnapshot = "testdata/snapshot-level2.bin" // of one that knew levels 1 and 2
 )
 
 // step is one command of the golden log, with what it is there to show.
@@ -124,6 +126,15 @@ func story(t *testing.T) [][]step {
 		one("the same again", begin(7, shareID(6))),
 		one("commit it for a lower incarnation", commitFor(7, 1)),
 		one("commit it for that incarnation", commitFor(7, 0x7fffffff_00000000)),
+		{{"a drill at level 2", encode(t, level(2, drill(1, "")))}},
+		one("a drill before the cluster has the level", drill(1, "")),
+		one("the care of archives before it has the level", putSettings(15, &fsmpb.Settings{Archive: &fsmpb.ArchiveCare{Daily: 7}})),
+		one("raise the level to 3", raise(3)),
+		one("a drill", at(18000, drill(1, ""))),
+		one("the same again", drill(1, "")),
+		one("one that failed", at(19000, drill(2, "a record does not open"))),
+		one("the care of archives", putSettings(15, &fsmpb.Settings{MaxVersions: 5, WindowEntries: 2, Archive: &fsmpb.ArchiveCare{
+			SnapshotSeconds: 1800, DrillSeconds: proto.Uint64(0), Hourly: 24, Daily: 7, Minimum: 3}})),
 	}
 }
 
@@ -212,19 +223,21 @@ func TestGoldenLog(t *testing.T) {
 	equal(t, m.View(), restored.View())
 }
 
-// A snapshot of level 1 is read, and written as it was.
+// A snapshot of an earlier level is read, and written as it was.
 func TestGoldenSnapshotOfLevel1(t *testing.T) {
 	t.Parallel()
-	golden, err := os.ReadFile(firstSnapshot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := fsm.New(fsm.Options{})
-	if err := m.Restore(bytes.NewReader(golden)); err != nil {
-		t.Fatal(err)
-	}
-	if m.View().Level() != 1 || !bytes.Equal(golden, snapshot(t, m.View())) {
-		t.Errorf("at level %d it is written anew as another", m.View().Level())
+	for name, level := range map[string]uint32{firstSnapshot: 1, secondSnapshot: 2} {
+		golden, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := fsm.New(fsm.Options{})
+		if err := m.Restore(bytes.NewReader(golden)); err != nil {
+			t.Fatal(err)
+		}
+		if m.View().Level() != level || !bytes.Equal(golden, snapshot(t, m.View())) {
+			t.Errorf("%s: at level %d it is written anew as another", name, m.View().Level())
+		}
 	}
 }
 

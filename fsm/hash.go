@@ -46,12 +46,12 @@ func sumOf(b [32]byte) (s sum) {
 	return s
 }
 
-// sums are the parts of the state hashes. All but two change with each record;
-// seal and settings are computed anew when they changed.
-type sums struct{ data, anchors, window, seal, settings sum }
+// sums are the parts of the state hashes. All but three change with each record;
+// seal, settings and drills are computed anew when they changed.
+type sums struct{ data, anchors, window, seal, settings, drills sum }
 
 func (s *sums) all(counters sum) sum {
-	return s.data.plus(s.anchors).plus(s.window).plus(s.seal).plus(s.settings).plus(counters)
+	return s.data.plus(s.anchors).plus(s.window).plus(s.seal).plus(s.settings).plus(s.drills).plus(counters)
 }
 
 // Kinds of hashed records. Like everything in the encoding below they are
@@ -65,6 +65,7 @@ const (
 	kindSeal
 	kindSettings
 	kindCounters
+	kindDrills byte = 32
 )
 
 // hasher computes hashes of records over an encoding of its own: one byte of
@@ -219,6 +220,9 @@ func (h *hasher) settings(s *fsmpb.Settings) sum {
 	h.flag(s.IndexReads)
 	h.num(s.WindowEntries)
 	h.num(s.WindowBytes)
+	if s.Archive != nil { // which settings of before level 3 had not
+		h.care(s.Archive)
+	}
 	return h.end()
 }
 

@@ -15,9 +15,10 @@ import (
 // cluster begins at FirstLevel; RaiseLevel commands raise it once all its members
 // know a newer one, and until then nothing newer may be used: see LevelOf.
 //
-// Level 2 has RaiseLevel, ReplaceKeyring and Reseal.
+// Level 2 has RaiseLevel, ReplaceKeyring and Reseal; level 3 RecordDrill and
+// Settings.archive.
 const (
-	Level      = 2
+	Level      = 3
 	FirstLevel = 1
 )
 
@@ -208,6 +209,7 @@ type scalars struct {
 	windowFloor      uint64
 	windowBytes      uint64
 	size             uint64
+	drills           []*fsmpb.Drill // of the archive, oldest first
 }
 
 // state is what Apply works on: the next view while it is being made.
@@ -224,7 +226,7 @@ type state struct {
 }
 
 // dirty says which parts changed since the last view.
-type dirty struct{ secrets, policies, anchors, seal, settings bool }
+type dirty struct{ secrets, policies, anchors, seal, settings, drills bool }
 
 func newState() *state {
 	s := &state{
@@ -232,7 +234,7 @@ func newState() *state {
 		policies: newTree[*policyRecord](),
 		anchors:  newAnchors(),
 		window:   newWindow(),
-		dirty:    dirty{secrets: true, policies: true, anchors: true, seal: true, settings: true},
+		dirty:    dirty{secrets: true, policies: true, anchors: true, seal: true, settings: true, drills: true},
 	}
 	s.level = FirstLevel
 	s.settings = &fsmpb.Settings{}
@@ -260,6 +262,9 @@ func (s *state) publish(h *hasher) *View {
 	}
 	if s.dirty.settings {
 		s.sums.settings = h.settings(s.settings)
+	}
+	if s.dirty.drills {
+		s.sums.drills = h.drills(s.drills)
 	}
 	v.window = s.window.frozen()
 	v.scalars = s.scalars

@@ -93,21 +93,27 @@ func (r *restorer) header(h *fsmpb.SnapshotHeader) error {
 		return corrupt("counters in the header do not fit")
 	}
 	if len(h.ClusterId) == 0 {
-		if h.Level != FirstLevel || h.Incarnation != 0 || h.Revision != 0 || h.WindowFloor != 0 ||
+		if h.Level != FirstLevel || h.Incarnation != 0 || h.Revision != 0 || h.WindowFloor != 0 || len(h.Drills) != 0 ||
 			!proto.Equal(h.Settings, r.settings) || !proto.Equal(h.Seal, r.seal) {
 			return corrupt("state without an identity")
 		}
 		return nil
 	}
 	settings, bad := withDefaults(h.Settings)
+	if h.Settings.Archive != nil && h.Level < 3 {
+		bad = "settings of a later level"
+	}
 	if !isID(h.ClusterId) || h.Incarnation == 0 || h.Revision == 0 || bad != "" || !proto.Equal(settings, h.Settings) {
 		return corrupt("bad identity or settings in the header")
 	}
 	if bad := checkSeal(h.Seal); bad != "" {
 		return corrupt(bad)
 	}
-	r.clusterID, r.incarnation, r.settings, r.seal = h.ClusterId, h.Incarnation, h.Settings, h.Seal
-	r.size = sealSize(h.Seal)
+	if bad := checkDrills(h); bad != "" {
+		return corrupt(bad)
+	}
+	r.clusterID, r.incarnation, r.settings, r.seal, r.drills = h.ClusterId, h.Incarnation, h.Settings, h.Seal, h.Drills
+	r.size = sealSize(h.Seal) + drillsSize(h.Drills)
 	return nil
 }
 
@@ -316,7 +322,7 @@ func (r *restorer) trailer(t *fsmpb.SnapshotTrailer, stream []byte) error {
 	if bad := r.closeSecret(); bad != "" {
 		return corrupt(bad)
 	}
-	r.sums.seal, r.sums.settings = r.hash.seal(r.seal), r.hash.settings(r.settings)
+	r.sums.seal, r.sums.settings, r.sums.drills = r.hash.seal(r.seal), r.hash.settings(r.settings), r.hash.drills(r.drills)
 	data := r.sums.data.bytes()
 	all := r.sums.all(r.hash.counters(&r.scalars)).bytes()
 	switch {

@@ -84,7 +84,7 @@ func (v *View) header() *fsmpb.SnapshotHeader {
 		ClusterId: v.clusterID, Incarnation: v.incarnation,
 		Settings: v.settings, SettingsRevision: v.settingsRevision,
 		Revision: v.revision, PolicyRevision: v.policyRevision,
-		Seal: v.seal, WindowFloor: v.windowFloor,
+		Seal: v.seal, WindowFloor: v.windowFloor, Drills: v.drills,
 	}
 }
 

@@ -63,6 +63,9 @@ func full(t tester) *fsm.Machine {
 	want(t, do(t, m, begin(2, shareID(1))), fsmpb.Code_OK)
 	want(t, do(t, m, anchor("nexus-2", 1)), fsmpb.Code_OK)
 	want(t, do(t, m, putPolicy("q", 0, "another")), fsmpb.Code_OK)
+	want(t, do(t, m, raise(3)), fsmpb.Code_OK)
+	want(t, do(t, m, drill(1, "")), fsmpb.Code_OK)
+	want(t, do(t, m, drill(2, "why")), fsmpb.Code_OK)
 	return m
 }
 

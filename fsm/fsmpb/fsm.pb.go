@@ -138,6 +138,7 @@ type Command struct {
 	//	*Command_ReplaceKeyring
 	//	*Command_Reseal
 	//	*Command_AbandonShareSet
+	//	*Command_RecordDrill
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -370,6 +371,15 @@ func (x *Command) GetAbandonShareSet() *AbandonShareSet {
 	return nil
 }
 
+func (x *Command) GetRecordDrill() *RecordDrill {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RecordDrill); ok {
+			return x.RecordDrill
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -446,6 +456,10 @@ type Command_AbandonShareSet struct {
 	AbandonShareSet *AbandonShareSet `protobuf:"bytes,33,opt,name=abandon_share_set,json=abandonShareSet,proto3,oneof"` // since level 2
 }
 
+type Command_RecordDrill struct {
+	RecordDrill *RecordDrill `protobuf:"bytes,38,opt,name=record_drill,json=recordDrill,proto3,oneof"` // since level 3
+}
+
 func (*Command_Found) isCommand_Op() {}
 
 func (*Command_PutSecret) isCommand_Op() {}
@@ -481,6 +495,8 @@ func (*Command_ReplaceKeyring) isCommand_Op() {}
 func (*Command_Reseal) isCommand_Op() {}
 
 func (*Command_AbandonShareSet) isCommand_Op() {}
+
+func (*Command_RecordDrill) isCommand_Op() {}
 
 // WriteID names one request across retries, re-decisions and changes of peer.
 type WriteID struct {
@@ -677,6 +693,7 @@ type Settings struct {
 	IndexReads       bool                   `protobuf:"varint,5,opt,name=index_reads,json=indexReads,proto3" json:"index_reads,omitempty"`                     // reads of consistency level "index"
 	WindowEntries    uint64                 `protobuf:"varint,6,opt,name=window_entries,json=windowEntries,proto3" json:"window_entries,omitempty"`            // of the write-id window; default 2^18, at most 2^22
 	WindowBytes      uint64                 `protobuf:"varint,7,opt,name=window_bytes,json=windowBytes,proto3" json:"window_bytes,omitempty"`                  // of the write-id window; default 64 MiB, at most 1 GiB
+	Archive          *ArchiveCare           `protobuf:"bytes,8,opt,name=archive,proto3" json:"archive,omitempty"`                                              // since level 3; absent: all of it by default
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -760,6 +777,108 @@ func (x *Settings) GetWindowBytes() uint64 {
 	return 0
 }
 
+func (x *Settings) GetArchive() *ArchiveCare {
+	if x != nil {
+		return x.Archive
+	}
+	return nil
+}
+
+// ArchiveCare is what the cluster does for its archive by itself.
+type ArchiveCare struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	SnapshotSeconds uint64                 `protobuf:"varint,1,opt,name=snapshot_seconds,json=snapshotSeconds,proto3" json:"snapshot_seconds,omitempty"` // age at which a snapshot has a successor; 0: as each peer is configured
+	DrillSeconds    *uint64                `protobuf:"varint,2,opt,name=drill_seconds,json=drillSeconds,proto3,oneof" json:"drill_seconds,omitempty"`    // between two drills; 0: none; absent: a day
+	// Retention: of how many hours, days, weeks and months that have any the newest
+	// snapshot stays, and how many of the newest ones. All 0: everything stays.
+	Hourly        uint32 `protobuf:"varint,3,opt,name=hourly,proto3" json:"hourly,omitempty"`
+	Daily         uint32 `protobuf:"varint,4,opt,name=daily,proto3" json:"daily,omitempty"`
+	Weekly        uint32 `protobuf:"varint,5,opt,name=weekly,proto3" json:"weekly,omitempty"`
+	Monthly       uint32 `protobuf:"varint,6,opt,name=monthly,proto3" json:"monthly,omitempty"`
+	Minimum       uint32 `protobuf:"varint,7,opt,name=minimum,proto3" json:"minimum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArchiveCare) Reset() {
+	*x = ArchiveCare{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArchiveCare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArchiveCare) ProtoMessage() {}
+
+func (x *ArchiveCare) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArchiveCare.ProtoReflect.Descriptor instead.
+func (*ArchiveCare) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ArchiveCare) GetSnapshotSeconds() uint64 {
+	if x != nil {
+		return x.SnapshotSeconds
+	}
+	return 0
+}
+
+func (x *ArchiveCare) GetDrillSeconds() uint64 {
+	if x != nil && x.DrillSeconds != nil {
+		return *x.DrillSeconds
+	}
+	return 0
+}
+
+func (x *ArchiveCare) GetHourly() uint32 {
+	if x != nil {
+		return x.Hourly
+	}
+	return 0
+}
+
+func (x *ArchiveCare) GetDaily() uint32 {
+	if x != nil {
+		return x.Daily
+	}
+	return 0
+}
+
+func (x *ArchiveCare) GetWeekly() uint32 {
+	if x != nil {
+		return x.Weekly
+	}
+	return 0
+}
+
+func (x *ArchiveCare) GetMonthly() uint32 {
+	if x != nil {
+		return x.Monthly
+	}
+	return 0
+}
+
+func (x *ArchiveCare) GetMinimum() uint32 {
+	if x != nil {
+		return x.Minimum
+	}
+	return 0
+}
+
 type PutSecret struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Token            []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`                                                // 32 bytes
@@ -775,7 +894,7 @@ type PutSecret struct {
 
 func (x *PutSecret) Reset() {
 	*x = PutSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[5]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +906,7 @@ func (x *PutSecret) String() string {
 func (*PutSecret) ProtoMessage() {}
 
 func (x *PutSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[5]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +919,7 @@ func (x *PutSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSecret.ProtoReflect.Descriptor instead.
 func (*PutSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{5}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutSecret) GetToken() []byte {
@@ -864,7 +983,7 @@ type DeleteVersions struct {
 
 func (x *DeleteVersions) Reset() {
 	*x = DeleteVersions{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[6]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +995,7 @@ func (x *DeleteVersions) String() string {
 func (*DeleteVersions) ProtoMessage() {}
 
 func (x *DeleteVersions) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[6]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +1008,7 @@ func (x *DeleteVersions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVersions.ProtoReflect.Descriptor instead.
 func (*DeleteVersions) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{6}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteVersions) GetToken() []byte {
@@ -924,7 +1043,7 @@ type UndeleteVersions struct {
 
 func (x *UndeleteVersions) Reset() {
 	*x = UndeleteVersions{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[7]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1055,7 @@ func (x *UndeleteVersions) String() string {
 func (*UndeleteVersions) ProtoMessage() {}
 
 func (x *UndeleteVersions) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[7]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1068,7 @@ func (x *UndeleteVersions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeleteVersions.ProtoReflect.Descriptor instead.
 func (*UndeleteVersions) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{7}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UndeleteVersions) GetToken() []byte {
@@ -984,7 +1103,7 @@ type DestroyVersions struct {
 
 func (x *DestroyVersions) Reset() {
 	*x = DestroyVersions{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[8]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1115,7 @@ func (x *DestroyVersions) String() string {
 func (*DestroyVersions) ProtoMessage() {}
 
 func (x *DestroyVersions) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[8]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1128,7 @@ func (x *DestroyVersions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyVersions.ProtoReflect.Descriptor instead.
 func (*DestroyVersions) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{8}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DestroyVersions) GetToken() []byte {
@@ -1043,7 +1162,7 @@ type PurgeSecret struct {
 
 func (x *PurgeSecret) Reset() {
 	*x = PurgeSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[9]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1174,7 @@ func (x *PurgeSecret) String() string {
 func (*PurgeSecret) ProtoMessage() {}
 
 func (x *PurgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[9]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1187,7 @@ func (x *PurgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeSecret.ProtoReflect.Descriptor instead.
 func (*PurgeSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{9}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PurgeSecret) GetToken() []byte {
@@ -1096,7 +1215,7 @@ type Transaction struct {
 
 func (x *Transaction) Reset() {
 	*x = Transaction{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1227,7 @@ func (x *Transaction) String() string {
 func (*Transaction) ProtoMessage() {}
 
 func (x *Transaction) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[10]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1240,7 @@ func (x *Transaction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transaction.ProtoReflect.Descriptor instead.
 func (*Transaction) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{10}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Transaction) GetOperations() []*Operation {
@@ -1146,7 +1265,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1277,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[11]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1290,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{11}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Operation) GetOp() isOperation_Op {
@@ -1256,7 +1375,7 @@ type PutPolicy struct {
 
 func (x *PutPolicy) Reset() {
 	*x = PutPolicy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1387,7 @@ func (x *PutPolicy) String() string {
 func (*PutPolicy) ProtoMessage() {}
 
 func (x *PutPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[12]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1400,7 @@ func (x *PutPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPolicy.ProtoReflect.Descriptor instead.
 func (*PutPolicy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{12}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PutPolicy) GetToken() []byte {
@@ -1315,7 +1434,7 @@ type DeletePolicy struct {
 
 func (x *DeletePolicy) Reset() {
 	*x = DeletePolicy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1446,7 @@ func (x *DeletePolicy) String() string {
 func (*DeletePolicy) ProtoMessage() {}
 
 func (x *DeletePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[13]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1459,7 @@ func (x *DeletePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicy.ProtoReflect.Descriptor instead.
 func (*DeletePolicy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{13}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeletePolicy) GetToken() []byte {
@@ -1371,7 +1490,7 @@ type ShareSet struct {
 
 func (x *ShareSet) Reset() {
 	*x = ShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1502,7 @@ func (x *ShareSet) String() string {
 func (*ShareSet) ProtoMessage() {}
 
 func (x *ShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[14]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1515,7 @@ func (x *ShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareSet.ProtoReflect.Descriptor instead.
 func (*ShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{14}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShareSet) GetId() []byte {
@@ -1444,7 +1563,7 @@ type BeginShareSet struct {
 
 func (x *BeginShareSet) Reset() {
 	*x = BeginShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1575,7 @@ func (x *BeginShareSet) String() string {
 func (*BeginShareSet) ProtoMessage() {}
 
 func (x *BeginShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[15]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1588,7 @@ func (x *BeginShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginShareSet.ProtoReflect.Descriptor instead.
 func (*BeginShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{15}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BeginShareSet) GetSet() *ShareSet {
@@ -1500,7 +1619,7 @@ type CommitShareSet struct {
 
 func (x *CommitShareSet) Reset() {
 	*x = CommitShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1631,7 @@ func (x *CommitShareSet) String() string {
 func (*CommitShareSet) ProtoMessage() {}
 
 func (x *CommitShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[16]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1644,7 @@ func (x *CommitShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitShareSet.ProtoReflect.Descriptor instead.
 func (*CommitShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{16}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CommitShareSet) GetId() []byte {
@@ -1567,7 +1686,7 @@ type AbandonShareSet struct {
 
 func (x *AbandonShareSet) Reset() {
 	*x = AbandonShareSet{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1698,7 @@ func (x *AbandonShareSet) String() string {
 func (*AbandonShareSet) ProtoMessage() {}
 
 func (x *AbandonShareSet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[17]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1711,7 @@ func (x *AbandonShareSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonShareSet.ProtoReflect.Descriptor instead.
 func (*AbandonShareSet) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{17}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AbandonShareSet) GetId() []byte {
@@ -1612,7 +1731,7 @@ type Epoch struct {
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1743,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[18]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1756,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{18}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Epoch) GetPurpose() string {
@@ -1664,7 +1783,7 @@ type SetSeal struct {
 
 func (x *SetSeal) Reset() {
 	*x = SetSeal{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1795,7 @@ func (x *SetSeal) String() string {
 func (*SetSeal) ProtoMessage() {}
 
 func (x *SetSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[19]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1808,7 @@ func (x *SetSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSeal.ProtoReflect.Descriptor instead.
 func (*SetSeal) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{19}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetSeal) GetSealed() bool {
@@ -1720,7 +1839,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1851,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[20]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1864,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{20}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AnchorAudit) GetPeer() string {
@@ -1793,7 +1912,7 @@ type PutSettings struct {
 
 func (x *PutSettings) Reset() {
 	*x = PutSettings{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1924,7 @@ func (x *PutSettings) String() string {
 func (*PutSettings) ProtoMessage() {}
 
 func (x *PutSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[21]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1937,7 @@ func (x *PutSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSettings.ProtoReflect.Descriptor instead.
 func (*PutSettings) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{21}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutSettings) GetExpectedRevision() uint64 {
@@ -1847,7 +1966,7 @@ type RaiseLevel struct {
 
 func (x *RaiseLevel) Reset() {
 	*x = RaiseLevel{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1978,7 @@ func (x *RaiseLevel) String() string {
 func (*RaiseLevel) ProtoMessage() {}
 
 func (x *RaiseLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[22]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1991,7 @@ func (x *RaiseLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevel.ProtoReflect.Descriptor instead.
 func (*RaiseLevel) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{22}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RaiseLevel) GetLevel() uint32 {
@@ -1897,7 +2016,7 @@ type ReplaceKeyring struct {
 
 func (x *ReplaceKeyring) Reset() {
 	*x = ReplaceKeyring{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2028,7 @@ func (x *ReplaceKeyring) String() string {
 func (*ReplaceKeyring) ProtoMessage() {}
 
 func (x *ReplaceKeyring) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[23]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2041,7 @@ func (x *ReplaceKeyring) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceKeyring.ProtoReflect.Descriptor instead.
 func (*ReplaceKeyring) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{23}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReplaceKeyring) GetCommitted() []byte {
@@ -1966,7 +2085,7 @@ type Reseal struct {
 
 func (x *Reseal) Reset() {
 	*x = Reseal{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2097,7 @@ func (x *Reseal) String() string {
 func (*Reseal) ProtoMessage() {}
 
 func (x *Reseal) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[24]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2110,7 @@ func (x *Reseal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reseal.ProtoReflect.Descriptor instead.
 func (*Reseal) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{24}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Reseal) GetVersions() []*ResealedVersion {
@@ -2020,7 +2139,7 @@ type ResealedVersion struct {
 
 func (x *ResealedVersion) Reset() {
 	*x = ResealedVersion{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2151,7 @@ func (x *ResealedVersion) String() string {
 func (*ResealedVersion) ProtoMessage() {}
 
 func (x *ResealedVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[25]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2164,7 @@ func (x *ResealedVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedVersion.ProtoReflect.Descriptor instead.
 func (*ResealedVersion) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{25}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResealedVersion) GetToken() []byte {
@@ -2087,7 +2206,7 @@ type ResealedPolicy struct {
 
 func (x *ResealedPolicy) Reset() {
 	*x = ResealedPolicy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2218,7 @@ func (x *ResealedPolicy) String() string {
 func (*ResealedPolicy) ProtoMessage() {}
 
 func (x *ResealedPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[26]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2231,7 @@ func (x *ResealedPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResealedPolicy.ProtoReflect.Descriptor instead.
 func (*ResealedPolicy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{26}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResealedPolicy) GetToken() []byte {
@@ -2136,6 +2255,210 @@ func (x *ResealedPolicy) GetBody() []byte {
 	return nil
 }
 
+// RecordDrill notes what a restore of the archive into a throw-away machine came
+// to. The newest ones are kept, and the newest that succeeded.
+type RecordDrill struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Drill         *Drill                 `protobuf:"bytes,1,opt,name=drill,proto3" json:"drill,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordDrill) Reset() {
+	*x = RecordDrill{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordDrill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordDrill) ProtoMessage() {}
+
+func (x *RecordDrill) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordDrill.ProtoReflect.Descriptor instead.
+func (*RecordDrill) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RecordDrill) GetDrill() *Drill {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
+// Drill is the outcome of one restore of the archive that was only tried. Time
+// and index of its record are filled in by the state machine.
+type Drill struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                             // 16 bytes, of the request
+	Peer          string                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`                         // that did it
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                     // why it failed; empty: it succeeded
+	Object        string                 `protobuf:"bytes,4,opt,name=object,proto3" json:"object,omitempty"`                     // name of the snapshot that it began with; empty: it found none
+	Incarnation   uint64                 `protobuf:"varint,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`          // of that snapshot
+	Snapshot      uint64                 `protobuf:"varint,6,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                // index of that snapshot
+	Last          uint64                 `protobuf:"varint,7,opt,name=last,proto3" json:"last,omitempty"`                        // index of the state that it came to
+	DataHash      []byte                 `protobuf:"bytes,8,opt,name=data_hash,json=dataHash,proto3" json:"data_hash,omitempty"` // of that state, 32 bytes; of a success alone
+	Secrets       uint64                 `protobuf:"varint,9,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	Versions      uint64                 `protobuf:"varint,10,opt,name=versions,proto3" json:"versions,omitempty"`
+	Policies      uint64                 `protobuf:"varint,11,opt,name=policies,proto3" json:"policies,omitempty"`
+	Entries       uint64                 `protobuf:"varint,12,opt,name=entries,proto3" json:"entries,omitempty"`           // of the log, after the snapshot
+	Milliseconds  uint64                 `protobuf:"varint,13,opt,name=milliseconds,proto3" json:"milliseconds,omitempty"` // that it took
+	Index         uint64                 `protobuf:"varint,14,opt,name=index,proto3" json:"index,omitempty"`               // Raft index of the record
+	Time          int64                  `protobuf:"varint,15,opt,name=time,proto3" json:"time,omitempty"`                 // of the record, Unix nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drill) Reset() {
+	*x = Drill{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drill) ProtoMessage() {}
+
+func (x *Drill) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drill.ProtoReflect.Descriptor instead.
+func (*Drill) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Drill) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Drill) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Drill) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Drill) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Drill) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Drill) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *Drill) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *Drill) GetDataHash() []byte {
+	if x != nil {
+		return x.DataHash
+	}
+	return nil
+}
+
+func (x *Drill) GetSecrets() uint64 {
+	if x != nil {
+		return x.Secrets
+	}
+	return 0
+}
+
+func (x *Drill) GetVersions() uint64 {
+	if x != nil {
+		return x.Versions
+	}
+	return 0
+}
+
+func (x *Drill) GetPolicies() uint64 {
+	if x != nil {
+		return x.Policies
+	}
+	return 0
+}
+
+func (x *Drill) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *Drill) GetMilliseconds() uint64 {
+	if x != nil {
+		return x.Milliseconds
+	}
+	return 0
+}
+
+func (x *Drill) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Drill) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=spikeha.fsm.v1.Code" json:"code,omitempty"`
@@ -2155,7 +2478,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2490,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[27]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2503,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{27}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Result) GetCode() Code {
@@ -2273,7 +2596,7 @@ type OperationResult struct {
 
 func (x *OperationResult) Reset() {
 	*x = OperationResult{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2608,7 @@ func (x *OperationResult) String() string {
 func (*OperationResult) ProtoMessage() {}
 
 func (x *OperationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[28]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2621,7 @@ func (x *OperationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationResult.ProtoReflect.Descriptor instead.
 func (*OperationResult) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{28}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OperationResult) GetVersion() uint64 {
@@ -2347,7 +2670,7 @@ type Current struct {
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2682,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[29]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2695,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{29}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Current) GetPolicyRevision() uint64 {
@@ -2500,7 +2823,7 @@ type CurrentSecret struct {
 
 func (x *CurrentSecret) Reset() {
 	*x = CurrentSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2835,7 @@ func (x *CurrentSecret) String() string {
 func (*CurrentSecret) ProtoMessage() {}
 
 func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2848,7 @@ func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CurrentSecret.ProtoReflect.Descriptor instead.
 func (*CurrentSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CurrentSecret) GetRevision() uint64 {
@@ -2567,7 +2890,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2902,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2915,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Secret) GetToken() []byte {
@@ -2678,7 +3001,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2690,7 +3013,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2703,7 +3026,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Version) GetVersion() uint64 {
@@ -2754,7 +3077,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +3089,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +3102,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Policy) GetToken() []byte {
@@ -2831,7 +3154,7 @@ type SealState struct {
 
 func (x *SealState) Reset() {
 	*x = SealState{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +3166,7 @@ func (x *SealState) String() string {
 func (*SealState) ProtoMessage() {}
 
 func (x *SealState) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3179,7 @@ func (x *SealState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealState.ProtoReflect.Descriptor instead.
 func (*SealState) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SealState) GetSealed() bool {
@@ -2916,7 +3239,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3251,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3264,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Anchor) GetPeer() string {
@@ -3014,7 +3337,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3349,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3362,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3172,13 +3495,14 @@ type SnapshotHeader struct {
 	PolicyRevision   uint64                 `protobuf:"varint,10,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"`
 	Seal             *SealState             `protobuf:"bytes,11,opt,name=seal,proto3" json:"seal,omitempty"`
 	WindowFloor      uint64                 `protobuf:"varint,12,opt,name=window_floor,json=windowFloor,proto3" json:"window_floor,omitempty"`
+	Drills           []*Drill               `protobuf:"bytes,20,rep,name=drills,proto3" json:"drills,omitempty"` // oldest first; since level 3
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3514,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3527,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3290,6 +3614,13 @@ func (x *SnapshotHeader) GetWindowFloor() uint64 {
 	return 0
 }
 
+func (x *SnapshotHeader) GetDrills() []*Drill {
+	if x != nil {
+		return x.Drills
+	}
+	return nil
+}
+
 // WindowEntry is an applied result, kept for retries of its write id.
 type WindowEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3307,7 +3638,7 @@ type WindowEntry struct {
 
 func (x *WindowEntry) Reset() {
 	*x = WindowEntry{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3650,7 @@ func (x *WindowEntry) String() string {
 func (*WindowEntry) ProtoMessage() {}
 
 func (x *WindowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3663,7 @@ func (x *WindowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowEntry.ProtoReflect.Descriptor instead.
 func (*WindowEntry) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WindowEntry) GetId() []byte {
@@ -3407,7 +3738,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3750,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3763,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{39}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SnapshotTrailer) GetSecrets() uint64 {
@@ -3495,8 +3826,7 @@ var File_fsm_fsmpb_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xdf\n" +
-	"\n" +
+	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xa1\v\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12$\n" +
 	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\x122\n" +
@@ -3522,7 +3852,8 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"raiseLevel\x12I\n" +
 	"\x0freplace_keyring\x18\x1f \x01(\v2\x1e.spikeha.fsm.v1.ReplaceKeyringH\x00R\x0ereplaceKeyring\x120\n" +
 	"\x06reseal\x18  \x01(\v2\x16.spikeha.fsm.v1.ResealH\x00R\x06reseal\x12M\n" +
-	"\x11abandon_share_set\x18! \x01(\v2\x1f.spikeha.fsm.v1.AbandonShareSetH\x00R\x0fabandonShareSetB\x04\n" +
+	"\x11abandon_share_set\x18! \x01(\v2\x1f.spikeha.fsm.v1.AbandonShareSetH\x00R\x0fabandonShareSet\x12@\n" +
+	"\frecord_drill\x18& \x01(\v2\x1b.spikeha.fsm.v1.RecordDrillH\x00R\vrecordDrillB\x04\n" +
 	"\x02op\"I\n" +
 	"\aWriteID\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -3540,7 +3871,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x124\n" +
-	"\bsettings\x18\x03 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\x97\x02\n" +
+	"\bsettings\x18\x03 \x01(\v2\x18.spikeha.fsm.v1.SettingsR\bsettings\"\xce\x02\n" +
 	"\bSettings\x12!\n" +
 	"\fmax_versions\x18\x01 \x01(\rR\vmaxVersions\x12*\n" +
 	"\x11state_limit_bytes\x18\x02 \x01(\x04R\x0fstateLimitBytes\x12,\n" +
@@ -3549,7 +3880,17 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\vindex_reads\x18\x05 \x01(\bR\n" +
 	"indexReads\x12%\n" +
 	"\x0ewindow_entries\x18\x06 \x01(\x04R\rwindowEntries\x12!\n" +
-	"\fwindow_bytes\x18\a \x01(\x04R\vwindowBytes\"\xd5\x01\n" +
+	"\fwindow_bytes\x18\a \x01(\x04R\vwindowBytes\x125\n" +
+	"\aarchive\x18\b \x01(\v2\x1b.spikeha.fsm.v1.ArchiveCareR\aarchive\"\xee\x01\n" +
+	"\vArchiveCare\x12)\n" +
+	"\x10snapshot_seconds\x18\x01 \x01(\x04R\x0fsnapshotSeconds\x12(\n" +
+	"\rdrill_seconds\x18\x02 \x01(\x04H\x00R\fdrillSeconds\x88\x01\x01\x12\x16\n" +
+	"\x06hourly\x18\x03 \x01(\rR\x06hourly\x12\x14\n" +
+	"\x05daily\x18\x04 \x01(\rR\x05daily\x12\x16\n" +
+	"\x06weekly\x18\x05 \x01(\rR\x06weekly\x12\x18\n" +
+	"\amonthly\x18\x06 \x01(\rR\amonthly\x12\x18\n" +
+	"\aminimum\x18\a \x01(\rR\aminimumB\x10\n" +
+	"\x0e_drill_seconds\"\xd5\x01\n" +
 	"\tPutSecret\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12\x1e\n" +
 	"\vpath_key_id\x18\x02 \x01(\fR\tpathKeyId\x12\x12\n" +
@@ -3644,7 +3985,26 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x0eResealedPolicy\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x12\n" +
-	"\x04body\x18\x03 \x01(\fR\x04body\"\xfc\x02\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\":\n" +
+	"\vRecordDrill\x12+\n" +
+	"\x05drill\x18\x01 \x01(\v2\x15.spikeha.fsm.v1.DrillR\x05drill\"\x84\x03\n" +
+	"\x05Drill\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06object\x18\x04 \x01(\tR\x06object\x12 \n" +
+	"\vincarnation\x18\x05 \x01(\x04R\vincarnation\x12\x1a\n" +
+	"\bsnapshot\x18\x06 \x01(\x04R\bsnapshot\x12\x12\n" +
+	"\x04last\x18\a \x01(\x04R\x04last\x12\x1b\n" +
+	"\tdata_hash\x18\b \x01(\fR\bdataHash\x12\x18\n" +
+	"\asecrets\x18\t \x01(\x04R\asecrets\x12\x1a\n" +
+	"\bversions\x18\n" +
+	" \x01(\x04R\bversions\x12\x1a\n" +
+	"\bpolicies\x18\v \x01(\x04R\bpolicies\x12\x18\n" +
+	"\aentries\x18\f \x01(\x04R\aentries\x12\"\n" +
+	"\fmilliseconds\x18\r \x01(\x04R\fmilliseconds\x12\x14\n" +
+	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x12\n" +
+	"\x04time\x18\x0f \x01(\x03R\x04time\"\xfc\x02\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.spikeha.fsm.v1.CodeR\x04code\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -3739,7 +4099,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x06anchor\x18\x05 \x01(\v2\x16.spikeha.fsm.v1.AnchorH\x00R\x06anchor\x125\n" +
 	"\x06window\x18\x06 \x01(\v2\x1b.spikeha.fsm.v1.WindowEntryH\x00R\x06window\x12;\n" +
 	"\atrailer\x18\a \x01(\v2\x1f.spikeha.fsm.v1.SnapshotTrailerH\x00R\atrailerB\b\n" +
-	"\x06record\"\xa3\x03\n" +
+	"\x06record\"\xd2\x03\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
@@ -3754,7 +4114,8 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x0fpolicy_revision\x18\n" +
 	" \x01(\x04R\x0epolicyRevision\x12-\n" +
 	"\x04seal\x18\v \x01(\v2\x19.spikeha.fsm.v1.SealStateR\x04seal\x12!\n" +
-	"\fwindow_floor\x18\f \x01(\x04R\vwindowFloor\"\xfa\x01\n" +
+	"\fwindow_floor\x18\f \x01(\x04R\vwindowFloor\x12-\n" +
+	"\x06drills\x18\x14 \x03(\v2\x15.spikeha.fsm.v1.DrillR\x06drills\"\xfa\x01\n" +
 	"\vWindowEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x18\n" +
@@ -3809,7 +4170,7 @@ func file_fsm_fsmpb_fsm_proto_rawDescGZIP() []byte {
 }
 
 var file_fsm_fsmpb_fsm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(Code)(0),                // 0: spikeha.fsm.v1.Code
 	(*Command)(nil),          // 1: spikeha.fsm.v1.Command
@@ -3817,98 +4178,105 @@ var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(*Basis)(nil),            // 3: spikeha.fsm.v1.Basis
 	(*Found)(nil),            // 4: spikeha.fsm.v1.Found
 	(*Settings)(nil),         // 5: spikeha.fsm.v1.Settings
-	(*PutSecret)(nil),        // 6: spikeha.fsm.v1.PutSecret
-	(*DeleteVersions)(nil),   // 7: spikeha.fsm.v1.DeleteVersions
-	(*UndeleteVersions)(nil), // 8: spikeha.fsm.v1.UndeleteVersions
-	(*DestroyVersions)(nil),  // 9: spikeha.fsm.v1.DestroyVersions
-	(*PurgeSecret)(nil),      // 10: spikeha.fsm.v1.PurgeSecret
-	(*Transaction)(nil),      // 11: spikeha.fsm.v1.Transaction
-	(*Operation)(nil),        // 12: spikeha.fsm.v1.Operation
-	(*PutPolicy)(nil),        // 13: spikeha.fsm.v1.PutPolicy
-	(*DeletePolicy)(nil),     // 14: spikeha.fsm.v1.DeletePolicy
-	(*ShareSet)(nil),         // 15: spikeha.fsm.v1.ShareSet
-	(*BeginShareSet)(nil),    // 16: spikeha.fsm.v1.BeginShareSet
-	(*CommitShareSet)(nil),   // 17: spikeha.fsm.v1.CommitShareSet
-	(*AbandonShareSet)(nil),  // 18: spikeha.fsm.v1.AbandonShareSet
-	(*Epoch)(nil),            // 19: spikeha.fsm.v1.Epoch
-	(*SetSeal)(nil),          // 20: spikeha.fsm.v1.SetSeal
-	(*AnchorAudit)(nil),      // 21: spikeha.fsm.v1.AnchorAudit
-	(*PutSettings)(nil),      // 22: spikeha.fsm.v1.PutSettings
-	(*RaiseLevel)(nil),       // 23: spikeha.fsm.v1.RaiseLevel
-	(*ReplaceKeyring)(nil),   // 24: spikeha.fsm.v1.ReplaceKeyring
-	(*Reseal)(nil),           // 25: spikeha.fsm.v1.Reseal
-	(*ResealedVersion)(nil),  // 26: spikeha.fsm.v1.ResealedVersion
-	(*ResealedPolicy)(nil),   // 27: spikeha.fsm.v1.ResealedPolicy
-	(*Result)(nil),           // 28: spikeha.fsm.v1.Result
-	(*OperationResult)(nil),  // 29: spikeha.fsm.v1.OperationResult
-	(*Current)(nil),          // 30: spikeha.fsm.v1.Current
-	(*CurrentSecret)(nil),    // 31: spikeha.fsm.v1.CurrentSecret
-	(*Secret)(nil),           // 32: spikeha.fsm.v1.Secret
-	(*Version)(nil),          // 33: spikeha.fsm.v1.Version
-	(*Policy)(nil),           // 34: spikeha.fsm.v1.Policy
-	(*SealState)(nil),        // 35: spikeha.fsm.v1.SealState
-	(*Anchor)(nil),           // 36: spikeha.fsm.v1.Anchor
-	(*SnapshotRecord)(nil),   // 37: spikeha.fsm.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),   // 38: spikeha.fsm.v1.SnapshotHeader
-	(*WindowEntry)(nil),      // 39: spikeha.fsm.v1.WindowEntry
-	(*SnapshotTrailer)(nil),  // 40: spikeha.fsm.v1.SnapshotTrailer
+	(*ArchiveCare)(nil),      // 6: spikeha.fsm.v1.ArchiveCare
+	(*PutSecret)(nil),        // 7: spikeha.fsm.v1.PutSecret
+	(*DeleteVersions)(nil),   // 8: spikeha.fsm.v1.DeleteVersions
+	(*UndeleteVersions)(nil), // 9: spikeha.fsm.v1.UndeleteVersions
+	(*DestroyVersions)(nil),  // 10: spikeha.fsm.v1.DestroyVersions
+	(*PurgeSecret)(nil),      // 11: spikeha.fsm.v1.PurgeSecret
+	(*Transaction)(nil),      // 12: spikeha.fsm.v1.Transaction
+	(*Operation)(nil),        // 13: spikeha.fsm.v1.Operation
+	(*PutPolicy)(nil),        // 14: spikeha.fsm.v1.PutPolicy
+	(*DeletePolicy)(nil),     // 15: spikeha.fsm.v1.DeletePolicy
+	(*ShareSet)(nil),         // 16: spikeha.fsm.v1.ShareSet
+	(*BeginShareSet)(nil),    // 17: spikeha.fsm.v1.BeginShareSet
+	(*CommitShareSet)(nil),   // 18: spikeha.fsm.v1.CommitShareSet
+	(*AbandonShareSet)(nil),  // 19: spikeha.fsm.v1.AbandonShareSet
+	(*Epoch)(nil),            // 20: spikeha.fsm.v1.Epoch
+	(*SetSeal)(nil),          // 21: spikeha.fsm.v1.SetSeal
+	(*AnchorAudit)(nil),      // 22: spikeha.fsm.v1.AnchorAudit
+	(*PutSettings)(nil),      // 23: spikeha.fsm.v1.PutSettings
+	(*RaiseLevel)(nil),       // 24: spikeha.fsm.v1.RaiseLevel
+	(*ReplaceKeyring)(nil),   // 25: spikeha.fsm.v1.ReplaceKeyring
+	(*Reseal)(nil),           // 26: spikeha.fsm.v1.Reseal
+	(*ResealedVersion)(nil),  // 27: spikeha.fsm.v1.ResealedVersion
+	(*ResealedPolicy)(nil),   // 28: spikeha.fsm.v1.ResealedPolicy
+	(*RecordDrill)(nil),      // 29: spikeha.fsm.v1.RecordDrill
+	(*Drill)(nil),            // 30: spikeha.fsm.v1.Drill
+	(*Result)(nil),           // 31: spikeha.fsm.v1.Result
+	(*OperationResult)(nil),  // 32: spikeha.fsm.v1.OperationResult
+	(*Current)(nil),          // 33: spikeha.fsm.v1.Current
+	(*CurrentSecret)(nil),    // 34: spikeha.fsm.v1.CurrentSecret
+	(*Secret)(nil),           // 35: spikeha.fsm.v1.Secret
+	(*Version)(nil),          // 36: spikeha.fsm.v1.Version
+	(*Policy)(nil),           // 37: spikeha.fsm.v1.Policy
+	(*SealState)(nil),        // 38: spikeha.fsm.v1.SealState
+	(*Anchor)(nil),           // 39: spikeha.fsm.v1.Anchor
+	(*SnapshotRecord)(nil),   // 40: spikeha.fsm.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),   // 41: spikeha.fsm.v1.SnapshotHeader
+	(*WindowEntry)(nil),      // 42: spikeha.fsm.v1.WindowEntry
+	(*SnapshotTrailer)(nil),  // 43: spikeha.fsm.v1.SnapshotTrailer
 }
 var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	2,  // 0: spikeha.fsm.v1.Command.write_id:type_name -> spikeha.fsm.v1.WriteID
 	3,  // 1: spikeha.fsm.v1.Command.basis:type_name -> spikeha.fsm.v1.Basis
 	4,  // 2: spikeha.fsm.v1.Command.found:type_name -> spikeha.fsm.v1.Found
-	6,  // 3: spikeha.fsm.v1.Command.put_secret:type_name -> spikeha.fsm.v1.PutSecret
-	7,  // 4: spikeha.fsm.v1.Command.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
-	8,  // 5: spikeha.fsm.v1.Command.undelete_versions:type_name -> spikeha.fsm.v1.UndeleteVersions
-	9,  // 6: spikeha.fsm.v1.Command.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
-	10, // 7: spikeha.fsm.v1.Command.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	13, // 8: spikeha.fsm.v1.Command.put_policy:type_name -> spikeha.fsm.v1.PutPolicy
-	14, // 9: spikeha.fsm.v1.Command.delete_policy:type_name -> spikeha.fsm.v1.DeletePolicy
-	16, // 10: spikeha.fsm.v1.Command.begin_share_set:type_name -> spikeha.fsm.v1.BeginShareSet
-	17, // 11: spikeha.fsm.v1.Command.commit_share_set:type_name -> spikeha.fsm.v1.CommitShareSet
-	20, // 12: spikeha.fsm.v1.Command.set_seal:type_name -> spikeha.fsm.v1.SetSeal
-	21, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
-	22, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
-	11, // 15: spikeha.fsm.v1.Command.transaction:type_name -> spikeha.fsm.v1.Transaction
-	23, // 16: spikeha.fsm.v1.Command.raise_level:type_name -> spikeha.fsm.v1.RaiseLevel
-	24, // 17: spikeha.fsm.v1.Command.replace_keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
-	25, // 18: spikeha.fsm.v1.Command.reseal:type_name -> spikeha.fsm.v1.Reseal
-	18, // 19: spikeha.fsm.v1.Command.abandon_share_set:type_name -> spikeha.fsm.v1.AbandonShareSet
-	5,  // 20: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
-	12, // 21: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
-	6,  // 22: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
-	7,  // 23: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
-	9,  // 24: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
-	10, // 25: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	15, // 26: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
-	19, // 27: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
-	5,  // 28: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
-	19, // 29: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
-	26, // 30: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
-	27, // 31: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
-	0,  // 32: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
-	30, // 33: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
-	29, // 34: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
-	31, // 35: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
-	33, // 36: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
-	15, // 37: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
-	15, // 38: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
-	19, // 39: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
-	38, // 40: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
-	32, // 41: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
-	33, // 42: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
-	34, // 43: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
-	36, // 44: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
-	39, // 45: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
-	40, // 46: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
-	5,  // 47: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
-	35, // 48: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
-	29, // 49: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	7,  // 3: spikeha.fsm.v1.Command.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	8,  // 4: spikeha.fsm.v1.Command.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	9,  // 5: spikeha.fsm.v1.Command.undelete_versions:type_name -> spikeha.fsm.v1.UndeleteVersions
+	10, // 6: spikeha.fsm.v1.Command.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	11, // 7: spikeha.fsm.v1.Command.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	14, // 8: spikeha.fsm.v1.Command.put_policy:type_name -> spikeha.fsm.v1.PutPolicy
+	15, // 9: spikeha.fsm.v1.Command.delete_policy:type_name -> spikeha.fsm.v1.DeletePolicy
+	17, // 10: spikeha.fsm.v1.Command.begin_share_set:type_name -> spikeha.fsm.v1.BeginShareSet
+	18, // 11: spikeha.fsm.v1.Command.commit_share_set:type_name -> spikeha.fsm.v1.CommitShareSet
+	21, // 12: spikeha.fsm.v1.Command.set_seal:type_name -> spikeha.fsm.v1.SetSeal
+	22, // 13: spikeha.fsm.v1.Command.anchor_audit:type_name -> spikeha.fsm.v1.AnchorAudit
+	23, // 14: spikeha.fsm.v1.Command.put_settings:type_name -> spikeha.fsm.v1.PutSettings
+	12, // 15: spikeha.fsm.v1.Command.transaction:type_name -> spikeha.fsm.v1.Transaction
+	24, // 16: spikeha.fsm.v1.Command.raise_level:type_name -> spikeha.fsm.v1.RaiseLevel
+	25, // 17: spikeha.fsm.v1.Command.replace_keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
+	26, // 18: spikeha.fsm.v1.Command.reseal:type_name -> spikeha.fsm.v1.Reseal
+	19, // 19: spikeha.fsm.v1.Command.abandon_share_set:type_name -> spikeha.fsm.v1.AbandonShareSet
+	29, // 20: spikeha.fsm.v1.Command.record_drill:type_name -> spikeha.fsm.v1.RecordDrill
+	5,  // 21: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
+	6,  // 22: spikeha.fsm.v1.Settings.archive:type_name -> spikeha.fsm.v1.ArchiveCare
+	13, // 23: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
+	7,  // 24: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	8,  // 25: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	10, // 26: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	11, // 27: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	16, // 28: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
+	20, // 29: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
+	5,  // 30: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
+	20, // 31: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
+	27, // 32: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
+	28, // 33: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
+	30, // 34: spikeha.fsm.v1.RecordDrill.drill:type_name -> spikeha.fsm.v1.Drill
+	0,  // 35: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
+	33, // 36: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
+	32, // 37: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
+	34, // 38: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
+	36, // 39: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
+	16, // 40: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
+	16, // 41: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
+	20, // 42: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
+	41, // 43: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
+	35, // 44: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
+	36, // 45: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
+	37, // 46: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
+	39, // 47: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
+	42, // 48: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
+	43, // 49: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
+	5,  // 50: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
+	38, // 51: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
+	30, // 52: spikeha.fsm.v1.SnapshotHeader.drills:type_name -> spikeha.fsm.v1.Drill
+	32, // 53: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_fsm_fsmpb_fsm_proto_init() }
@@ -3935,15 +4303,17 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Command_ReplaceKeyring)(nil),
 		(*Command_Reseal)(nil),
 		(*Command_AbandonShareSet)(nil),
+		(*Command_RecordDrill)(nil),
 	}
 	file_fsm_fsmpb_fsm_proto_msgTypes[2].OneofWrappers = []any{}
-	file_fsm_fsmpb_fsm_proto_msgTypes[11].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[5].OneofWrappers = []any{}
+	file_fsm_fsmpb_fsm_proto_msgTypes[12].OneofWrappers = []any{
 		(*Operation_PutSecret)(nil),
 		(*Operation_DeleteVersions)(nil),
 		(*Operation_DestroyVersions)(nil),
 		(*Operation_PurgeSecret)(nil),
 	}
-	file_fsm_fsmpb_fsm_proto_msgTypes[36].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[39].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Secret)(nil),
 		(*SnapshotRecord_Version)(nil),
@@ -3958,7 +4328,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_fsmpb_fsm_proto_rawDesc), len(file_fsm_fsmpb_fsm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   40,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
