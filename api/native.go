@@ -169,6 +169,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	})
 	routes[client.RouteHealth] = s.health
 	s.keeperRoutes(routes)
+	routes[client.RouteSnapshotRestore] = s.restoreLive()
 }
 
 // begin authenticates and checks the form of a native request. It answers itself

@@ -32,11 +32,14 @@ func snapshotCommand() *cli.Command {
 		&cli.Uint64Flag{Name: "incarnation", Usage: "`NUMBER` of the incarnation (default: the newest)"},
 		&cli.StringFlag{Name: "at", Usage: "`INDEX|TIME` to go back to, the time as 2026-01-31T15:04:05Z (default: the newest)"},
 	)
-	restore := append(reading[:len(reading):len(reading)],
-		&cli.StringFlag{Name: "data-dir", EnvVars: []string{"SPIKE_DATA_DIR", "SPIKE_NEXUS_DATA_DIR"}, Required: true, Usage: "data `DIRECTORY` to make"},
+	optional := *archive[0].(*cli.StringFlag)
+	optional.Required = false // by the parser: --live needs none
+	restore := append(append(liveFlags(), &optional), reading[1:]...)
+	restore = append(restore,
+		&cli.StringFlag{Name: "data-dir", EnvVars: []string{"SPIKE_DATA_DIR", "SPIKE_NEXUS_DATA_DIR"}, Usage: "data `DIRECTORY` to make"},
 		&cli.StringFlag{Name: "audit-dir", EnvVars: []string{"SPIKE_NEXUS_AUDIT_DIR"}, Usage: "audit `DIRECTORY` (default: audit in the data directory)"},
-		&cli.StringFlag{Name: "id", Required: true, Usage: "`ID` of the peer that begins"},
-		&cli.StringFlag{Name: "peer-address", Required: true, Usage: "`HOST:PORT` of its peer link"},
+		&cli.StringFlag{Name: "id", Usage: "`ID` of the peer that begins"},
+		&cli.StringFlag{Name: "peer-address", Usage: "`HOST:PORT` of its peer link"},
 		yesFlag())
 	retention := append(reading[:len(reading)-2:len(reading)-2],
 		&cli.IntFlag{Name: "newest", Value: snapshot.DefaultRetention.Minimum, Usage: "`NUMBER` of newest snapshots that stay whatever their age"},
@@ -46,7 +49,7 @@ func snapshotCommand() *cli.Command {
 		&cli.IntFlag{Name: "monthly", Value: snapshot.DefaultRetention.Monthly, Usage: "`NUMBER` of months"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be deleted, and delete nothing"},
 		yesFlag())
-	return &cli.Command{Name: "snapshot", Usage: "archives in a directory or bucket: list, verify, restore; no cluster is needed", Subcommands: []*cli.Command{
+	return &cli.Command{Name: "snapshot", Usage: "archives in a directory or bucket: list, verify, restore", Subcommands: []*cli.Command{
 		{Name: "list", Usage: "list the snapshots, and how far the log goes on from each", Flags: archive, Action: listSnapshots},
 		{Name: "verify", Usage: "read everything: authentic, without a gap, each record decrypted", Flags: reading, Action: verifyArchive,
 			Description: "Exit status 2 says that something is wrong with the archive."},
@@ -55,10 +58,8 @@ func snapshotCommand() *cli.Command {
 		{Name: "prune", Usage: "delete what the retention does not want, after verifying what stays", Flags: retention, Action: pruneArchive,
 			Description: "The newest snapshot, and the log after it, are verified first, all of it; nothing is deleted if that fails. What stays still leads to every\n" +
 				"index from its oldest snapshot on. Objects that the store's own retention keeps are counted, and stay."},
-		{Name: "restore", Usage: "make the first peer of a new cluster from an archive", Flags: restore, Action: restoreArchive,
-			Description: "The archive is verified first, all of it. The cluster keeps its id and gets a higher incarnation, so that nothing of the one\n" +
-				"before is taken for its own. Start the peer with --peers naming it alone; open it with the same shares ('operator restore');\n" +
-				"then let others join ('cluster join', 'cluster promote'). New Keepers: 'spikectl key rekey'."},
+		{Name: "restore", Usage: "make the first peer of a new cluster from an archive, or take a running cluster back (--live)", Flags: restore, Action: restoreCommand,
+			Description: restoreDescription},
 	}}
 }
 
@@ -143,16 +144,11 @@ func fullReading(c *cli.Context) (r node.ArchiveReading, err error) {
 		return r, usage("recovery shares open the archive: give enough of them with --share")
 	}
 	r.Incarnation = c.Uint64("incarnation")
-	switch at := c.String("at"); {
-	case at == "":
-	default:
-		if r.Index, err = strconv.ParseUint(at, 10, 64); err == nil {
-			break
-		}
-		when, err := time.Parse(time.RFC3339, at)
-		if err != nil {
-			return r, usage("--at: %q is neither an index nor a time like 2026-01-31T15:04:05Z", at)
-		}
+	var when time.Time
+	if r.Index, when, err = atFlag(c); err != nil {
+		return r, err
+	}
+	if !when.IsZero() {
 		list, err := r.Archive.List(c.Context, r.Cluster)
 		if err != nil {
 			return r, remote(err)

@@ -15,7 +15,7 @@ func LevelOf(c *fsmpb.Command) uint32 {
 		return op.RaiseLevel.GetLevel()
 	case *fsmpb.Command_ReplaceKeyring, *fsmpb.Command_Reseal, *fsmpb.Command_AbandonShareSet:
 		return 2
-	case *fsmpb.Command_RecordDrill:
+	case *fsmpb.Command_RecordDrill, *fsmpb.Command_BeginRestore, *fsmpb.Command_RestoreChunk, *fsmpb.Command_CommitRestore, *fsmpb.Command_AbandonRestore:
 		return 3
 	case *fsmpb.Command_PutSettings:
 		if op.PutSettings.GetSettings().GetArchive() != nil {
@@ -157,6 +157,8 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 		return a.anchorAudit(op.AnchorAudit, now)
 	case *fsmpb.Command_RaiseLevel:
 		return a.raiseLevel(op.RaiseLevel)
+	case *fsmpb.Command_AbandonRestore:
+		return a.abandonRestore(op.AbandonRestore)
 	}
 	// The rest changes secrets, policies and keys: not while sealed by an operator.
 	if a.seal.Sealed {
@@ -188,6 +190,12 @@ func (a *applier) do(c *fsmpb.Command) *fsmpb.Result {
 		return a.resealRecords(op.Reseal)
 	case *fsmpb.Command_RecordDrill:
 		return a.recordDrill(op.RecordDrill.Drill, now)
+	case *fsmpb.Command_BeginRestore:
+		return a.beginRestore(op.BeginRestore)
+	case *fsmpb.Command_RestoreChunk:
+		return a.restoreChunk(op.RestoreChunk)
+	case *fsmpb.Command_CommitRestore:
+		return a.commitRestore(op.CommitRestore)
 	}
 	return refuse(fsmpb.Code_INVALID, "no operation") // decode lets none through
 }
@@ -218,6 +226,9 @@ func (a *applier) reject(c *fsmpb.Command, code fsmpb.Code, reason string) *fsmp
 		WindowFloor:      a.windowFloor,
 		ClusterId:        a.clusterID,
 		Incarnation:      a.incarnation,
+	}
+	if a.staging != nil {
+		cur.StagedNext = a.staging.next
 	}
 	switch op := c.GetOp().(type) {
 	case *fsmpb.Command_PutSecret:

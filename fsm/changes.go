@@ -9,7 +9,8 @@ type changes struct {
 	policies []PolicyChange
 	secretAt map[Token]int
 	policyAt map[Token]int
-	room     int // commands in the entry
+	room     int  // commands in the entry
+	reset    bool // everything was replaced
 }
 
 func newChanges() changes {
@@ -59,9 +60,14 @@ func (c *changes) policy(t Token, old, n *policyRecord) {
 }
 
 // delta hands the lists over and makes c ready for the next entry. What came
-// and went within the entry is left out.
-func (c *changes) delta() Delta {
-	d := Delta{Secrets: c.secrets[:0:len(c.secrets)], Policies: c.policies[:0:len(c.policies)]}
+// and went within the entry is left out. Of an entry that replaced everything
+// there are no lists: they would begin in another state.
+func (c *changes) delta() (d Delta) {
+	if c.reset {
+		*c = newChanges()
+		return Delta{Reset: true}
+	}
+	d = Delta{Secrets: c.secrets[:0:len(c.secrets)], Policies: c.policies[:0:len(c.policies)]}
 	for _, s := range c.secrets {
 		if s.Old != nil || s.New != nil {
 			d.Secrets = append(d.Secrets, s)

@@ -71,13 +71,21 @@ func scan(b []byte) shape {
 			switch num {
 			case 17:
 				limit += MaxSecretValue
-			case 25, 31:
+			case 25, 31, 36:
 				limit += MaxKeyring
 			case 32:
 				limit += MaxSecretValue
 				if typ == protowire.BytesType {
 					resealed, _ := protowire.ConsumeBytes(b[len(b)-len(rest)-n:])
 					if bad := scanReseal(resealed); bad != "" && s.bad == "" {
+						s.bad = bad
+					}
+				}
+			case 35:
+				limit += MaxSecretValue
+				if typ == protowire.BytesType {
+					chunk, _ := protowire.ConsumeBytes(b[len(b)-len(rest)-n:])
+					if bad := scanChunk(chunk); bad != "" && s.bad == "" {
 						s.bad = bad
 					}
 				}
@@ -122,7 +130,7 @@ func operationSince(num protowire.Number) uint32 {
 		return FirstLevel
 	case num >= 30 && num <= 33:
 		return 2
-	case num == 38:
+	case num >= 34 && num <= 38:
 		return 3
 	}
 	return 0
@@ -293,6 +301,19 @@ func checkOp(c *fsmpb.Command) string {
 			return "unknown field"
 		}
 		return checkDrill(op.RecordDrill.Drill)
+	case *fsmpb.Command_BeginRestore:
+		return checkBegin(op.BeginRestore)
+	case *fsmpb.Command_RestoreChunk:
+		return checkChunk(op.RestoreChunk)
+	case *fsmpb.Command_CommitRestore:
+		return checkCommitRestore(op.CommitRestore)
+	case *fsmpb.Command_AbandonRestore:
+		if unknown(op.AbandonRestore) {
+			return "unknown field"
+		}
+		if !isID(op.AbandonRestore.Id) {
+			return "id of a restore not 16 bytes"
+		}
 	case *fsmpb.Command_SetSeal:
 		if unknown(op.SetSeal) {
 			return "unknown field"

@@ -32,6 +32,16 @@ func FuzzApply(f *testing.F) {
 		abandon(2), commitFor(2, 9), drill(8, "why"), drill(7, ""), putSettings(raised.View().SettingsRevision(), &fsmpb.Settings{Archive: &fsmpb.ArchiveCare{DrillSeconds: new(uint64), Daily: 7}})} {
 		f.Add(encode(f, c))
 	}
+	want(f, do(f, raised, raise(3)), fsmpb.Code_OK)
+	from := archived(f).View()
+	staged := chunks(1, from, 1200)
+	want(f, do(f, raised, beginRestore(1, from)), fsmpb.Code_OK)
+	for _, c := range append(staged[:len(staged):len(staged)], beginRestore(2, from), commitRestore(1, from, raised), abandonRestore(1), abandonRestore(2)) {
+		f.Add(encode(f, c))
+	}
+	for _, c := range staged[:len(staged)-1] { // the last one is left to find
+		want(f, do(f, raised, c), fsmpb.Code_OK)
+	}
 	base := snapshot(f, raised.View())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, twin := fsm.New(fsm.Options{}), fsm.New(fsm.Options{})
@@ -80,6 +90,7 @@ func FuzzRestore(f *testing.F) {
 	f.Add(snapshot(f, fsm.New(fsm.Options{}).View()))
 	f.Add(snapshot(f, founded(f, nil).View()))
 	f.Add(snapshot(f, full(f).View()))
+	f.Add(snapshot(f, staging(f).View()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		tryRestore(t, b)
 		if fitting, ok := refit(b); ok {
@@ -129,7 +140,7 @@ func refit(b []byte) (out []byte, ok bool) {
 
 // FuzzRestoreRecord puts any record in the place of one of a good snapshot.
 func FuzzRestoreRecord(f *testing.F) {
-	good := snapshot(f, full(f).View())
+	good := snapshot(f, staging(f).View())
 	recs := records(f, good)
 	for i, r := range recs {
 		raw, err := proto.Marshal(r)

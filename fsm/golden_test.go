@@ -37,13 +37,18 @@ type step struct {
 // Raft entry. Revisions are written as numbers, so the story reads as what
 // writers would have known.
 func story(t *testing.T) [][]step {
+	from := archived(t).View()
+	staged := chunks(1, from, 900)
+	other := chunks(2, from, 400) // begun last, and not committed: part of the golden snapshot
+	commitStaged := commitRestore(1, from, fsm.New(fsm.Options{}))
+	commitStaged.GetCommitRestore().Keyring = replace(7, "sealed keyring", "keyring 3", 7).GetReplaceKeyring()
 	one := func(about string, c *fsmpb.Command) []step { return []step{{about, encode(t, c)}} }
 	policies := uint64(2)
 	basis := put("a", 3, 2, "two")
 	basis.Basis = &fsmpb.Basis{PolicyRevision: &policies}
 	reused := with(1, 2, putPolicy("p", 0, "x"))
 	reused.WriteId.Request = []byte("another request")
-	return [][]step{
+	list := [][]step{
 		one("nothing before founding", put("a", 0, 1, "one")),
 		one("found, with a window of three results", at(1000, found(&fsmpb.Settings{MaxVersions: 3, WindowEntries: 3,
 			SecretLimitBytes: 100, StateLimitBytes: 4096, IndexReads: true}))),
@@ -135,7 +140,25 @@ func story(t *testing.T) [][]step {
 		one("one that failed", at(19000, drill(2, "a record does not open"))),
 		one("the care of archives", putSettings(15, &fsmpb.Settings{MaxVersions: 5, WindowEntries: 2, Archive: &fsmpb.ArchiveCare{
 			SnapshotSeconds: 1800, DrillSeconds: proto.Uint64(0), Hourly: 24, Daily: 7, Minimum: 3}})),
+		one("begin a restore", beginRestore(1, from)),
+		one("a chunk too early", staged[1]),
+		one("its first chunk", staged[0]),
+		one("the same again", staged[0]),
+		one("a chunk of another restore", other[0]),
+		one("commit what is not whole", commitStaged),
 	}
+	for _, c := range staged[1:] {
+		list = append(list, one("the next chunk", c))
+	}
+	before := proto.Clone(commitStaged).(*fsmpb.Command)
+	before.GetCommitRestore().Keyring.Replaces = make([]byte, 32)
+	list = append(list, one("commit with a keyring made of another", before), one("commit", commitStaged), one("the same again", commitStaged),
+		one("a write after it", put("new", 0, 1, "x")), one("begin another restore", beginRestore(2, from)))
+	for _, c := range other[:len(other)-1] {
+		list = append(list, one("a chunk of it", c))
+	}
+	return append(list, one("begin a third", beginRestore(3, from)), one("abandon the second", abandonRestore(2)), one("abandon the third", abandonRestore(3)),
+		one("begin the second again", beginRestore(2, from)), one("its first chunk", other[0]), one("its second", other[1]))
 }
 
 func level(n uint32, c *fsmpb.Command) *fsmpb.Command {

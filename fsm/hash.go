@@ -46,12 +46,12 @@ func sumOf(b [32]byte) (s sum) {
 	return s
 }
 
-// sums are the parts of the state hashes. All but three change with each record;
-// seal, settings and drills are computed anew when they changed.
-type sums struct{ data, anchors, window, seal, settings, drills sum }
+// sums are the parts of the state hashes. Three change with each record; seal,
+// settings, drills and staging are computed anew when they changed.
+type sums struct{ data, anchors, window, seal, settings, drills, staging sum }
 
 func (s *sums) all(counters sum) sum {
-	return s.data.plus(s.anchors).plus(s.window).plus(s.seal).plus(s.settings).plus(s.drills).plus(counters)
+	return s.data.plus(s.anchors).plus(s.window).plus(s.seal).plus(s.settings).plus(s.drills).plus(s.staging).plus(counters)
 }
 
 // Kinds of hashed records. Like everything in the encoding below they are
@@ -65,6 +65,7 @@ const (
 	kindSeal
 	kindSettings
 	kindCounters
+	kindStaging
 	kindDrills byte = 32
 )
 
@@ -237,5 +238,29 @@ func (h *hasher) counters(s *scalars) sum {
 	if s.level > FirstLevel { // which had no level to hash
 		h.num(uint64(s.level))
 	}
+	if r := s.restored; r != nil {
+		h.raw(r.Id)
+		h.raw(r.Request)
+		h.num(r.Index)
+	}
+	return h.end()
+}
+
+// staging hashes the staging area through the data hash of what is in it.
+func (h *hasher) staging(s *fsmpb.StagingArea) sum {
+	h.begin(kindStaging)
+	h.raw(s.Begun.Id)
+	h.raw(s.Begun.Request)
+	h.raw(s.Begun.DataHash)
+	h.num(s.Begun.Secrets)
+	h.num(s.Begun.Versions)
+	h.num(s.Begun.Policies)
+	h.num(s.Begun.Revision)
+	h.num(s.Next)
+	h.flag(s.Partial)
+	h.num(s.Secrets)
+	h.num(s.Versions)
+	h.num(s.Policies)
+	h.raw(s.DataHash)
 	return h.end()
 }

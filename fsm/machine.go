@@ -15,8 +15,8 @@ import (
 // cluster begins at FirstLevel; RaiseLevel commands raise it once all its members
 // know a newer one, and until then nothing newer may be used: see LevelOf.
 //
-// Level 2 has RaiseLevel, ReplaceKeyring and Reseal; level 3 RecordDrill and
-// Settings.archive.
+// Level 2 has RaiseLevel, ReplaceKeyring and Reseal; level 3 RecordDrill,
+// Settings.archive, BeginRestore, RestoreChunk, CommitRestore and AbandonRestore.
 const (
 	Level      = 3
 	FirstLevel = 1
@@ -87,7 +87,7 @@ type Observer interface {
 // Delta is what one entry changed.
 type Delta struct {
 	View     *View // the state after it
-	Reset    bool  // a snapshot was restored: everything may differ, the lists are empty
+	Reset    bool  // a snapshot or a restore took the place of all: everything may differ, the lists are empty
 	Secrets  []SecretChange
 	Policies []PolicyChange
 	Acts     []Act // each change of a secret for itself, in the order of the commands
@@ -209,7 +209,8 @@ type scalars struct {
 	windowFloor      uint64
 	windowBytes      uint64
 	size             uint64
-	drills           []*fsmpb.Drill // of the archive, oldest first
+	drills           []*fsmpb.Drill  // of the archive, oldest first
+	restored         *fsmpb.Restored // nil: there was none
 }
 
 // state is what Apply works on: the next view while it is being made.
@@ -220,13 +221,14 @@ type state struct {
 	policies tree[*policyRecord]
 	anchors  *btree.BTreeG[*fsmpb.Anchor]
 	window   window
+	staging  *staging // nil: there is none
 	sums     sums
 	last     *View // of which unchanged trees are used again
 	dirty    dirty
 }
 
 // dirty says which parts changed since the last view.
-type dirty struct{ secrets, policies, anchors, seal, settings, drills bool }
+type dirty struct{ secrets, policies, anchors, seal, settings, drills, staging bool }
 
 func newState() *state {
 	s := &state{
@@ -246,7 +248,7 @@ func newState() *state {
 func (s *state) publish(h *hasher) *View {
 	v := &View{index: s.index, term: s.term}
 	if s.last != nil {
-		v.secrets, v.policies, v.anchors = s.last.secrets, s.last.policies, s.last.anchors
+		v.secrets, v.policies, v.anchors, v.staging = s.last.secrets, s.last.policies, s.last.anchors, s.last.staging
 	}
 	if s.dirty.secrets {
 		v.secrets = s.secrets.freeze()
@@ -265,6 +267,12 @@ func (s *state) publish(h *hasher) *View {
 	}
 	if s.dirty.drills {
 		s.sums.drills = h.drills(s.drills)
+	}
+	if s.dirty.staging {
+		v.staging, s.sums.staging = nil, sum{}
+		if s.staging != nil {
+			v.staging, s.sums.staging = s.staging.copy(), h.staging(s.staging.area())
+		}
 	}
 	v.window = s.window.frozen()
 	v.scalars = s.scalars

@@ -15,7 +15,7 @@ var ErrNotRenewable = errors.New("no cluster can begin again from this")
 
 // Renew turns a state that was read from an archive into one that a cluster can
 // begin again from, and shows it with a Reset delta. What is of the cluster
-// before goes: its audit anchors, and its results of write ids, so that an id
+// before goes: a restore that was staged, its audit anchors, and its results of write ids, so that an id
 // from before is refused rather than mistaken for a new one. The seal becomes
 // seal, with the newest keyring that there is and the incarnation that this one
 // was sealed for; not sealed by an operator, and without a pending share set. Secrets and policies, and with them the data hash,
@@ -39,6 +39,8 @@ func (m *Machine) Renew(seal *fsmpb.SealState, incarnation uint64) error {
 	})
 	s.anchors, s.sums.anchors = newAnchors(), sum{}
 	s.window, s.sums.window, s.windowBytes, s.windowFloor = newWindow(), sum{}, 0, s.index
+	s.restored = nil
+	s.unstage()
 	s.dirty.anchors, s.dirty.seal = true, true
 	m.show(s.publish(&m.hash), Delta{Reset: true, Seal: true})
 	return nil

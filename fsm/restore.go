@@ -27,7 +27,8 @@ func corrupt(why string) error { return fmt.Errorf("%w: %s", ErrCorruptSnapshot,
 // go back: Raft decides what is installed. Only the goroutine of Apply may call it.
 func (m *Machine) Restore(r io.Reader) error {
 	s := newState()
-	if err := (&restorer{in: newSnapshotReader(r), state: s, hash: &m.hash}).run(); err != nil {
+	in := &restorer{in: newSnapshotReader(r), state: s, hash: &m.hash, loader: newLoader(&m.hash)}
+	if err := in.run(); err != nil {
 		return fmt.Errorf("restore state snapshot: %w", err)
 	}
 	m.st = s
@@ -37,12 +38,12 @@ func (m *Machine) Restore(r io.Reader) error {
 
 type restorer struct {
 	*state
-	in   *snapshotReader
-	hash *hasher
-	open *secretRecord // whose versions are being read
-	pb   *fsmpb.Secret // what its record said
-	tr   fsmpb.SnapshotTrailer
-	part int // of the stream that has been reached, by the field numbers of SnapshotRecord
+	in     *snapshotReader
+	hash   *hasher
+	loader loader             // takes the secrets and policies of the state, then those that are staged
+	area   *fsmpb.StagingArea // whose records are read; nil: those of the state are
+	tr     fsmpb.SnapshotTrailer
+	part   int // of the stream that has been reached, by the field numbers of SnapshotRecord
 }
 
 func (r *restorer) run() error {
@@ -88,12 +89,13 @@ func (r *restorer) header(h *fsmpb.SnapshotHeader) error {
 	}
 	r.index, r.term, r.level = h.Index, h.Term, h.Level
 	r.settingsRevision, r.revision, r.policyRevision = h.SettingsRevision, h.Revision, h.PolicyRevision
-	r.windowFloor = h.WindowFloor
+	r.windowFloor, r.restored = h.WindowFloor, h.Restored
+	r.loader.revision, r.loader.policyRevision = h.Revision, h.PolicyRevision
 	if h.WindowFloor > h.Index || h.SettingsRevision > h.Revision || h.PolicyRevision > h.Revision {
 		return corrupt("counters in the header do not fit")
 	}
 	if len(h.ClusterId) == 0 {
-		if h.Level != FirstLevel || h.Incarnation != 0 || h.Revision != 0 || h.WindowFloor != 0 || len(h.Drills) != 0 ||
+		if h.Level != FirstLevel || h.Restored != nil || h.Incarnation != 0 || h.Revision != 0 || h.WindowFloor != 0 || len(h.Drills) != 0 ||
 			!proto.Equal(h.Settings, r.settings) || !proto.Equal(h.Seal, r.seal) {
 			return corrupt("state without an identity")
 		}
@@ -111,6 +113,9 @@ func (r *restorer) header(h *fsmpb.SnapshotHeader) error {
 	}
 	if bad := checkDrills(h); bad != "" {
 		return corrupt(bad)
+	}
+	if h.Restored != nil && (h.Level < 3 || h.Restored.Index > h.Index || !checkRestored(h.Restored)) {
+		return corrupt("bad last restore in the header")
 	}
 	r.clusterID, r.incarnation, r.settings, r.seal, r.drills = h.ClusterId, h.Incarnation, h.Settings, h.Seal, h.Drills
 	r.size = sealSize(h.Seal) + drillsSize(h.Drills)
@@ -140,7 +145,8 @@ func (r *restorer) record(rec *fsmpb.SnapshotRecord) string {
 	part := 0
 	switch x := rec.Record.(type) {
 	case *fsmpb.SnapshotRecord_Version:
-		return r.version(x.Version) // belongs to the part of secrets
+		r.tr.Versions++
+		return r.loader.version(x.Version) // belongs to the part of secrets
 	case *fsmpb.SnapshotRecord_Secret:
 		part = 2
 	case *fsmpb.SnapshotRecord_Policy:
@@ -149,12 +155,14 @@ func (r *restorer) record(rec *fsmpb.SnapshotRecord) string {
 		part = 5
 	case *fsmpb.SnapshotRecord_Window:
 		part = 6
+	case *fsmpb.SnapshotRecord_Staging:
+		part = 8
 	}
-	if part < r.part || part == 0 {
+	if part < r.part || part == 0 || r.area != nil && part > 4 {
 		return "records out of order"
 	}
 	r.part = part
-	if bad := r.closeSecret(); bad != "" {
+	if bad := r.loader.closeSecret(false); bad != "" {
 		return bad
 	}
 	if len(r.clusterID) == 0 {
@@ -162,98 +170,21 @@ func (r *restorer) record(rec *fsmpb.SnapshotRecord) string {
 	}
 	switch x := rec.Record.(type) {
 	case *fsmpb.SnapshotRecord_Secret:
-		return r.secret(x.Secret)
+		r.tr.Secrets++
+		if len(x.Secret.Versions) != 0 {
+			return "unknown field in a secret"
+		}
+		return r.loader.secret(x.Secret, false)
 	case *fsmpb.SnapshotRecord_Policy:
-		return r.policy(x.Policy)
+		r.tr.Policies++
+		return r.loader.policy(x.Policy)
 	case *fsmpb.SnapshotRecord_Anchor:
 		return r.anchor(x.Anchor)
 	case *fsmpb.SnapshotRecord_Window:
 		return r.windowEntry(x.Window)
+	case *fsmpb.SnapshotRecord_Staging:
+		return r.stagingArea(x.Staging)
 	}
-	return ""
-}
-
-func (r *restorer) secret(s *fsmpb.Secret) string {
-	switch {
-	case unknown(s) || len(s.Versions) != 0:
-		return "unknown field in a secret"
-	case len(s.Token) != len(Token{}) || len(s.PathKeyId) > MaxKeyID || len(s.Name) == 0 || len(s.Name) > MaxName:
-		return "bad token, key id or name in a secret"
-	case s.MaxVersions == 0 || s.MaxVersions > MaxVersions || s.Revision == 0 || s.Revision > r.revision:
-		return "bad numbers in a secret"
-	}
-	if last, ok := r.secrets.last(); ok && bytes.Compare(last.token[:], s.Token) >= 0 {
-		return "secrets out of order"
-	}
-	r.tr.Secrets++
-	r.pb = s
-	r.open = newSecretRecord(Token(s.Token), s.PathKeyId, s.Name, s.MaxVersions, 1)
-	return ""
-}
-
-func (r *restorer) version(v *fsmpb.Version) string {
-	if r.open == nil {
-		return "a version without its secret"
-	}
-	n := len(r.open.pb.Versions)
-	switch {
-	case unknown(v) || v.Version == 0:
-		return "bad version"
-	case n >= int(r.pb.MaxVersions):
-		return "too many versions"
-	case n > 0 && r.open.pb.Versions[n-1].Version != v.Version-1:
-		return "versions out of order"
-	case len(v.Value) > MaxSecretValue || v.Destroyed != (len(v.Value) == 0) || v.Destroyed && v.Deleted == 0:
-		return "value and times of a version do not fit"
-	}
-	var value digest
-	if !v.Destroyed {
-		value = sha256.Sum256(v.Value)
-	}
-	r.open.addVersion(v, value)
-	r.sums.data = r.sums.data.plus(r.hash.version(r.open.token, v, value))
-	r.tr.Versions++
-	return ""
-}
-
-// closeSecret completes the secret whose last version has been read.
-func (r *restorer) closeSecret() string {
-	n := r.open
-	if n == nil {
-		return ""
-	}
-	r.open = nil
-	n.live()
-	if len(n.pb.Versions) == 0 || n.pb.Current != r.pb.Current {
-		return "versions and current version do not fit"
-	}
-	if o := r.pb.Oldest; (o == 0) != (n.pb.Current == 0) ||
-		o != 0 && (o < n.pb.Versions[0].Version || o > n.pb.Current) {
-		return "versions and oldest version do not fit"
-	}
-	n.pb.Oldest, n.pb.Revision, n.pb.Created, n.pb.Updated = r.pb.Oldest, r.pb.Revision, r.pb.Created, r.pb.Updated
-	n.head = r.hash.secret(&n.pb)
-	r.sums.data = r.sums.data.plus(n.head)
-	r.size += n.size
-	r.secrets.set(n)
-	return ""
-}
-
-func (r *restorer) policy(p *fsmpb.Policy) string {
-	if unknown(p) || len(p.Token) != len(Token{}) || len(p.Body) == 0 || len(p.Body) > MaxPolicyBody ||
-		p.Revision == 0 || p.Revision > r.policyRevision {
-		return "bad policy"
-	}
-	if last, ok := r.policies.last(); ok && bytes.Compare(last.token[:], p.Token) >= 0 {
-		return "policies out of order"
-	}
-	n := &policyRecord{token: Token(p.Token), size: policySize(p), hash: r.hash.policy(p)}
-	n.pb.Token, n.pb.Body, n.pb.Revision = n.token[:], p.Body, p.Revision
-	n.pb.Created, n.pb.Updated = p.Created, p.Updated
-	r.sums.data = r.sums.data.plus(n.hash)
-	r.size += n.size
-	r.policies.set(n)
-	r.tr.Policies++
 	return ""
 }
 
@@ -317,9 +248,45 @@ func checkOperationResults(results []*fsmpb.OperationResult) string {
 	return ""
 }
 
+// stagingArea begins what is staged: secrets and policies follow.
+func (r *restorer) stagingArea(s *fsmpb.StagingArea) string {
+	if bad := r.closeLoader(); bad != "" {
+		return bad
+	}
+	if bad := checkBegin(s.Begun); bad != "" {
+		return bad
+	}
+	if unknown(s) || r.level < 3 || s.Next == 0 || s.Partial && (s.Secrets == 0 || s.Policies != 0) {
+		return "bad staging area"
+	}
+	r.area, r.part = s, 0
+	r.loader = newStaging(s.Begun, r.hash).loader
+	return ""
+}
+
+// closeLoader makes what was loaded a part of the state.
+func (r *restorer) closeLoader() string {
+	l := &r.loader
+	if r.area == nil {
+		r.secrets, r.policies, r.sums.data = l.secrets, l.policies, l.data
+		r.size += l.size
+		return ""
+	}
+	r.staging = &staging{begun: r.area.Begun, next: r.area.Next, partial: r.area.Partial, loader: *l}
+	if !proto.Equal(r.staging.area(), r.area) {
+		return "what is staged is not what its area says"
+	}
+	r.sums.staging = r.hash.staging(r.area)
+	r.dirty.staging = true
+	return ""
+}
+
 // trailer compares what was read with what was written.
 func (r *restorer) trailer(t *fsmpb.SnapshotTrailer, stream []byte) error {
-	if bad := r.closeSecret(); bad != "" {
+	if bad := r.loader.closeSecret(r.area.GetPartial()); bad != "" {
+		return corrupt(bad)
+	}
+	if bad := r.closeLoader(); bad != "" {
 		return corrupt(bad)
 	}
 	r.sums.seal, r.sums.settings, r.sums.drills = r.hash.seal(r.seal), r.hash.settings(r.settings), r.hash.drills(r.drills)

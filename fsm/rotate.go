@@ -11,16 +11,25 @@ import (
 // the present one. While a share set is pending it is refused: the keyring that
 // is committed with that set was perhaps made before.
 func (a *applier) replaceKeyring(r *fsmpb.ReplaceKeyring) *fsmpb.Result {
+	if why := a.keyringMoved(r); why != "" {
+		return refuse(fsmpb.Code_CONFLICT, why)
+	}
+	return a.reseal(func(s *fsmpb.SealState) { s.Keyring, s.Epochs = r.Keyring, r.Epochs })
+}
+
+// keyringMoved says why a keyring cannot take the place of the one that it was
+// made of; empty: it can.
+func (a *applier) keyringMoved(r *fsmpb.ReplaceKeyring) string {
 	present := sha256.Sum256(a.seal.Keyring)
 	switch {
 	case a.seal.Pending != nil:
-		return refuse(fsmpb.Code_CONFLICT, "a share set is pending")
+		return "a share set is pending"
 	case !bytes.Equal(r.Committed, a.seal.Committed.GetId()):
-		return refuse(fsmpb.Code_CONFLICT, "another share set is committed")
+		return "another share set is committed"
 	case !bytes.Equal(r.Replaces, present[:]):
-		return refuse(fsmpb.Code_CONFLICT, "the keyring changed")
+		return "the keyring changed"
 	}
-	return a.reseal(func(s *fsmpb.SealState) { s.Keyring, s.Epochs = r.Keyring, r.Epochs })
+	return ""
 }
 
 // resealRecords replaces ciphertexts of what has not moved, and leaves the rest

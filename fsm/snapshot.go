@@ -39,23 +39,7 @@ func (v *View) writeSnapshot(out io.Writer) error {
 	w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Header{Header: v.header()}})
 
 	t := &fsmpb.SnapshotTrailer{Anchors: uint64(v.anchors.Len()), Window: uint64(len(v.window))}
-	v.secrets.scan(func(r *secretRecord) bool {
-		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Secret{Secret: &fsmpb.Secret{
-			Token: r.pb.Token, PathKeyId: r.pb.PathKeyId, Name: r.pb.Name, Revision: r.pb.Revision,
-			Current: r.pb.Current, Oldest: r.pb.Oldest, MaxVersions: r.pb.MaxVersions,
-			Created: r.pb.Created, Updated: r.pb.Updated}}})
-		t.Secrets++
-		for _, version := range r.pb.Versions {
-			w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Version{Version: version}})
-			t.Versions++
-		}
-		return w.err == nil
-	})
-	v.policies.scan(func(r *policyRecord) bool {
-		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Policy{Policy: &r.pb}})
-		t.Policies++
-		return w.err == nil
-	})
+	w.records(v.secrets, v.policies, t)
 	v.anchors.Scan(func(a *fsmpb.Anchor) bool {
 		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Anchor{Anchor: a}})
 		return w.err == nil
@@ -69,6 +53,10 @@ func (v *View) writeSnapshot(out io.Writer) error {
 			Version: e.version, Revision: e.revision, Versions: e.versions, Operations: e.operations}}})
 	}
 
+	if v.staging != nil {
+		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Staging{Staging: v.staging.area()}})
+		w.records(v.staging.secrets, v.staging.policies, t)
+	}
 	data, all := v.Hashes()
 	t.DataHash, t.AllHash, t.StreamHash = data[:], all[:], w.sha.Sum(nil)
 	w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Trailer{Trailer: t}})
@@ -84,7 +72,7 @@ func (v *View) header() *fsmpb.SnapshotHeader {
 		ClusterId: v.clusterID, Incarnation: v.incarnation,
 		Settings: v.settings, SettingsRevision: v.settingsRevision,
 		Revision: v.revision, PolicyRevision: v.policyRevision,
-		Seal: v.seal, WindowFloor: v.windowFloor, Drills: v.drills,
+		Seal: v.seal, WindowFloor: v.windowFloor, Restored: v.restored, Drills: v.drills,
 	}
 }
 
@@ -101,6 +89,27 @@ func (w *snapshotWriter) write(b []byte) {
 		w.sha.Write(b)
 		_, w.err = w.out.Write(b)
 	}
+}
+
+// records writes secrets, each followed by its versions, and policies, and counts them.
+func (w *snapshotWriter) records(secrets tree[*secretRecord], policies tree[*policyRecord], t *fsmpb.SnapshotTrailer) {
+	secrets.scan(func(r *secretRecord) bool {
+		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Secret{Secret: &fsmpb.Secret{
+			Token: r.pb.Token, PathKeyId: r.pb.PathKeyId, Name: r.pb.Name, Revision: r.pb.Revision,
+			Current: r.pb.Current, Oldest: r.pb.Oldest, MaxVersions: r.pb.MaxVersions,
+			Created: r.pb.Created, Updated: r.pb.Updated}}})
+		t.Secrets++
+		for _, version := range r.pb.Versions {
+			w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Version{Version: version}})
+			t.Versions++
+		}
+		return w.err == nil
+	})
+	policies.scan(func(r *policyRecord) bool {
+		w.record(&fsmpb.SnapshotRecord{Record: &fsmpb.SnapshotRecord_Policy{Policy: &r.pb}})
+		t.Policies++
+		return w.err == nil
+	})
 }
 
 func (w *snapshotWriter) record(r *fsmpb.SnapshotRecord) {

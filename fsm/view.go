@@ -21,6 +21,7 @@ type View struct {
 	policies tree[*policyRecord]
 	anchors  *btree.BTreeG[*fsmpb.Anchor]
 	window   []*windowEntry // oldest first; entries never change
+	staging  *staging       // nil: there is none
 	data     sum
 	all      sum
 }

@@ -65,6 +65,7 @@ type Node struct {
 	peerSealed atomic.Bool               // an operator sealed this peer by itself
 	collector  *seal.Collector
 	cold       *coldStart
+	restores   sync.Mutex // held while a restore into the cluster is planned or carried out here
 
 	tolerance               look[int]                        // of failures; the leader's
 	shipper                 atomic.Pointer[snapshot.Shipper] // nil: this peer does not ship
@@ -136,7 +137,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcDrain, answerOnOff(n.answerDrain))
 	n.cluster.Handle(rpcSeal, answerOnOff(n.answerSeal))
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.draining, n.watching, n.shipping} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping} {
 		n.loops.Go(loop)
 	}
 	close(n.up)

@@ -26,7 +26,7 @@ const inheritFor = 10 * time.Minute
 func (o operator) Rekey(ctx context.Context, r store.Rekeying) error {
 	n := o.n
 	if n.machine.View().Level() < levelOfRotation {
-		return n.levelTooLow()
+		return n.levelTooLow(levelOfRotation)
 	}
 	keepers, err := n.keepersNamed(r.Keepers)
 	if err != nil {
@@ -75,7 +75,7 @@ func (o operator) Rekey(ctx context.Context, r store.Rekeying) error {
 func (o operator) CancelRekey(ctx context.Context) (string, error) {
 	n := o.n
 	if n.machine.View().Level() < levelOfRotation {
-		return "", n.levelTooLow()
+		return "", n.levelTooLow(levelOfRotation)
 	}
 	set, err := seal.Cancel(ctx, ledger{n})
 	switch {

@@ -161,6 +161,11 @@ func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snaps
 	if err != nil {
 		return err
 	}
+	return a.replay(ctx, r, plan)
+}
+
+// replay reads what the plan says, and opens every record of what it comes to.
+func (a *openedArchive) replay(ctx context.Context, r ArchiveReading, plan snapshot.Plan) error {
 	h, entries, err := r.Archive.Replay(ctx, plan, archiveCipher{a.seal}, archiveMachine{a.machine, r.Cluster}, r.Progress)
 	if err != nil {
 		return err
@@ -177,11 +182,16 @@ var errRecord = errors.New("a record does not open under the keyring of the arch
 
 // decryptAll opens every record of the state.
 func (a *openedArchive) decryptAll(ctx context.Context) error {
+	a.report.Versions = 0
 	k := keys{a.seal}
 	open := func(kind store.Kind, token fsm.Token, version uint64, sealed []byte) error {
 		plain, err := k.Decrypt(kind, token, version, sealed)
 		clear(plain)
-		if err != nil {
+		switch {
+		case err == nil:
+		case a.seal.Sealed():
+			return seal.ErrSealed
+		default:
 			return fmt.Errorf("%w: %s of %x", errRecord, kind, token[:4])
 		}
 		return ctx.Err()

@@ -46,7 +46,7 @@ func (o operator) RotateKeys(ctx context.Context, purposes []string) error {
 		}
 	}
 	if n.machine.View().Level() < levelOfRotation {
-		return n.levelTooLow()
+		return n.levelTooLow(levelOfRotation)
 	}
 	if late, _ := n.behind(); len(late) > 0 {
 		return &secret.Error{Code: secret.CodeConflict, Subject: "keyring", Reason: "rekey_unfinished",
@@ -58,23 +58,23 @@ func (o operator) RotateKeys(ctx context.Context, purposes []string) error {
 // PruneKeys drops archived keys.
 func (o operator) PruneKeys(ctx context.Context, before time.Time) (int, error) {
 	if o.n.machine.View().Level() < levelOfRotation {
-		return 0, o.n.levelTooLow()
+		return 0, o.n.levelTooLow(levelOfRotation)
 	}
 	pruned, err := o.n.seal.Prune(ctx, ledger(o), before)
 	return pruned, rotationError(err)
 }
 
 // levelTooLow says which members keep the cluster at its level.
-func (n *Node) levelTooLow() error {
+func (n *Node) levelTooLow(needed uint32) error {
 	var old []string
 	for _, p := range n.askPeers(n.cluster.Status().Members) {
-		if !p.Reachable || p.State == string(cluster.Forming) || p.Level < levelOfRotation {
+		if !p.Reachable || p.State == string(cluster.Forming) || p.Level < needed {
 			old = append(old, p.ID)
 		}
 	}
 	why := "the cluster's format level rises in a few seconds; ask again then"
 	if len(old) > 0 {
-		why = "keys are rotated, and root keys replaced, once every member runs a release that can; upgrade, or start, " + strings.Join(old, ", ") + " first"
+		why = "the cluster does that once every member runs a release that can; upgrade, or start, " + strings.Join(old, ", ") + " first"
 	}
 	return &secret.Error{Code: secret.CodeConflict, Subject: "level", Message: why, Reason: "level_too_low"}
 }
@@ -221,7 +221,7 @@ func (n *Node) reseal() error {
 		return slices.ContainsFunc(retired, func(id []byte) bool { return bytes.Equal(id, epoch) })
 	}
 	view := n.machine.View() // after the keys: it has the entry that retired them
-	b := batch{n: n, size: 2 * leastRecords}
+	b := batch{n: n, generation: view.Seal().Generation, size: 2 * leastRecords}
 	for s := range view.Secrets() {
 		for _, v := range s.Versions {
 			if stale(v.Value) {
@@ -263,15 +263,18 @@ func (n *Node) reseal() error {
 
 // batch collects ciphertexts until they are worth an entry.
 type batch struct {
-	n       *Node
-	epoch   []byte // that the ciphertexts of op are under, or an older one
-	op      *fsmpb.Reseal
-	size    int // records that it may have now
-	count   int
-	bytes   int
-	found   int // in all: stale
-	done    int // in all: replaced
-	damaged int // in all: did not open; they hold their key
+	n *Node
+	// generation of the seal of the state that is looked through: a restore in between
+	// may bring other records of the same revisions.
+	generation uint64
+	epoch      []byte // that the ciphertexts of op are under, or an older one
+	op         *fsmpb.Reseal
+	size       int // records that it may have now
+	count      int
+	bytes      int
+	found      int // in all: stale
+	done       int // in all: replaced
+	damaged    int // in all: did not open; they hold their key
 }
 
 func (b *batch) version(s *fsmpb.Secret, v *fsmpb.Version) error {
@@ -337,7 +340,7 @@ func (b *batch) send() error {
 	defer cancel()
 	began := time.Now()
 	failpoint.Hit(failpoint.NodeResealBefore)
-	result, err := b.n.propose(ctx, &fsmpb.Command{Basis: &fsmpb.Basis{DataEpoch: b.epoch}, Op: &fsmpb.Command_Reseal{Reseal: b.op}})
+	result, err := b.n.propose(ctx, &fsmpb.Command{Basis: &fsmpb.Basis{DataEpoch: b.epoch, SealGeneration: &b.generation}, Op: &fsmpb.Command_Reseal{Reseal: b.op}})
 	switch {
 	case err != nil:
 		return err

@@ -3,6 +3,7 @@ package seal
 import (
 	"cmp"
 	"io"
+	"log/slog"
 	"slices"
 
 	"github.com/spike-ha/spike-ha/seal/internal/sealpb"
@@ -61,4 +62,41 @@ func (s *Seal) Reinstate(st State) (keyring []byte, epochs []Epoch, err error) {
 	}
 	wipeKeyring(opened)
 	return keyring, epochs, nil
+}
+
+// Reinstated makes a Seal of its own that uses what Reinstate makes of st, for whoever reads an archive in a process that
+// serves: its keys reach further than those in use here. It is locked with this one, or by the caller when he is done. The
+// state is st with that keyring. Errors: as Reinstate.
+func (s *Seal) Reinstated(st State) (*Seal, State, error) {
+	ticket := s.ticket()
+	keyring, epochs, err := s.Reinstate(st)
+	if err != nil {
+		return nil, st, err
+	}
+	k, err := s.acquire()
+	if err != nil {
+		return nil, st, err
+	}
+	defer k.release()
+	if !k.belongsTo(st) {
+		return nil, st, ErrStaleState
+	}
+	st.Keyring, st.Epochs = keyring, epochs
+	fresh, err := newKeys(k.copyRoot(), st, s.cfg.encryptCap)
+	if err != nil {
+		return nil, st, err
+	}
+	r := &Seal{cfg: s.cfg, log: slog.New(slog.DiscardHandler), from: s}
+	r.keys.Store(fresh)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.locks != ticket {
+		fresh.release()
+		return nil, st, ErrSealed
+	}
+	if s.lent == nil {
+		s.lent = make(map[*Seal]struct{})
+	}
+	s.lent[r] = struct{}{}
+	return r, st, nil
 }

@@ -157,6 +157,13 @@ func (k *keys) load(ring *sealpb.Keyring) error {
 	return nil
 }
 
+// copyRoot is the root key in a buffer of its own.
+func (k *keys) copyRoot() *locked.Buffer {
+	root := locked.New(len(k.root.Bytes()))
+	erase.Do(func() { copy(root.Bytes(), k.root.Bytes()) }) // through registers
+	return root
+}
+
 // retain adds a reference unless the last one is gone.
 func (k *keys) retain() bool {
 	for {

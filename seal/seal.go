@@ -58,8 +58,10 @@ type Seal struct {
 	// keys is nil while sealed. Operations load it without a lock and hold a reference while they use it.
 	keys atomic.Pointer[keys]
 
-	mu    sync.Mutex // orders Lock against the installation of new keys
-	locks uint64     // counts calls of Lock; guarded by mu
+	mu    sync.Mutex         // orders Lock against the installation of new keys
+	locks uint64             // counts calls of Lock; guarded by mu
+	lent  map[*Seal]struct{} // made by Reinstated and not locked yet; guarded by mu
+	from  *Seal              // by which this one was made; nil for most
 }
 
 // New makes a sealed Seal. It logs a warning when the system does not let this process lock memory.
@@ -94,12 +96,22 @@ func MemoryFault() (since time.Time, err error) { return locked.Degraded() }
 func (s *Seal) Sealed() bool { return s.keys.Load() == nil }
 
 // Lock drops all keys. It waits for nobody: operations under way end with the keys they began with, operations
-// that begin afterwards, and an unsealing under way, fail with ErrSealed. It is idempotent.
+// that begin afterwards, and an unsealing under way, fail with ErrSealed. It locks what Reinstated made of it, too. It is idempotent.
 func (s *Seal) Lock() {
 	s.mu.Lock()
 	s.locks++
 	k := s.keys.Swap(nil)
+	lent := s.lent
+	s.lent = nil
 	s.mu.Unlock()
+	for l := range lent {
+		l.Lock()
+	}
+	if s.from != nil {
+		s.from.mu.Lock()
+		delete(s.from.lent, s)
+		s.from.mu.Unlock()
+	}
 	if k != nil {
 		k.release()
 		s.log.Info("sealed: keys dropped")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/spike-ha/spike-ha/seal/internal/erase"
 	"github.com/spike-ha/spike-ha/seal/internal/locked"
 )
 
@@ -70,9 +69,7 @@ func (s *Seal) Follow(st State) error {
 	default:
 		return ErrStaleState
 	}
-	root := locked.New(len(k.root.Bytes()))
-	erase.Do(func() { copy(root.Bytes(), k.root.Bytes()) }) // through registers
-	fresh, err := newKeys(root, st, s.cfg.encryptCap)
+	fresh, err := newKeys(k.copyRoot(), st, s.cfg.encryptCap)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,14 @@ func (o operator) RecoveryFiles(_ context.Context, recipients []string, _ bool) 
 	return make([]store.RecoveryFile, len(recipients)), nil
 }
 
+func (operator) PlanRestore(context.Context, store.RestoreTarget, func(store.RestoreStep)) (store.RestorePlan, error) {
+	return store.RestorePlan{}, nil
+}
+
+func (operator) RestoreLive(context.Context, store.RestoreTarget, string, func(store.RestoreStep)) (store.RestorePlan, error) {
+	return store.RestorePlan{}, nil
+}
+
 func (operator) Restore(context.Context, store.RecoveryShare) (store.RestoreProgress, error) {
 	return store.RestoreProgress{}, nil
 }

@@ -92,6 +92,11 @@ type Operator interface {
 	// PruneKeys drops archived keys that left the live peers before a time, and
 	// says how many there were.
 	PruneKeys(ctx context.Context, before time.Time) (int, error)
+	// PlanRestore says what restoring a state of the archive would do.
+	PlanRestore(ctx context.Context, target RestoreTarget, progress func(RestoreStep)) (RestorePlan, error)
+	// RestoreLive does what a plan says. CodeConflict when it cannot be now, or the
+	// plan is outdated; an error other than CodeUnknown means that nothing was changed.
+	RestoreLive(ctx context.Context, target RestoreTarget, code string, progress func(RestoreStep)) (RestorePlan, error)
 	// Keys describes the keys of the cluster.
 	Keys(ctx context.Context) (KeyStatus, error)
 	// Keepers describes the Keepers; with prove, as they prove themselves now:

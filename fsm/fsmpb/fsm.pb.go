@@ -43,7 +43,7 @@ const (
 	Code_WRITE_ID_REUSED  Code = 8  // the id belongs to another request
 	Code_TOO_LARGE        Code = 9  // the value is over the limit
 	Code_STATE_FULL       Code = 10 // the state would grow over its limit
-	Code_SUPERSEDED       Code = 11 // the share set is not the pending one
+	Code_SUPERSEDED       Code = 11 // the share set is not the pending one, or the restore not the staged one
 	Code_NOT_FOUNDED      Code = 12 // nothing but found is accepted yet
 	Code_LEVEL_TOO_LOW    Code = 13 // the command uses what the cluster's level does not have
 )
@@ -138,6 +138,10 @@ type Command struct {
 	//	*Command_ReplaceKeyring
 	//	*Command_Reseal
 	//	*Command_AbandonShareSet
+	//	*Command_BeginRestore
+	//	*Command_RestoreChunk
+	//	*Command_CommitRestore
+	//	*Command_AbandonRestore
 	//	*Command_RecordDrill
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
@@ -371,6 +375,42 @@ func (x *Command) GetAbandonShareSet() *AbandonShareSet {
 	return nil
 }
 
+func (x *Command) GetBeginRestore() *BeginRestore {
+	if x != nil {
+		if x, ok := x.Op.(*Command_BeginRestore); ok {
+			return x.BeginRestore
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRestoreChunk() *RestoreChunk {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RestoreChunk); ok {
+			return x.RestoreChunk
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCommitRestore() *CommitRestore {
+	if x != nil {
+		if x, ok := x.Op.(*Command_CommitRestore); ok {
+			return x.CommitRestore
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAbandonRestore() *AbandonRestore {
+	if x != nil {
+		if x, ok := x.Op.(*Command_AbandonRestore); ok {
+			return x.AbandonRestore
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRecordDrill() *RecordDrill {
 	if x != nil {
 		if x, ok := x.Op.(*Command_RecordDrill); ok {
@@ -456,6 +496,22 @@ type Command_AbandonShareSet struct {
 	AbandonShareSet *AbandonShareSet `protobuf:"bytes,33,opt,name=abandon_share_set,json=abandonShareSet,proto3,oneof"` // since level 2
 }
 
+type Command_BeginRestore struct {
+	BeginRestore *BeginRestore `protobuf:"bytes,34,opt,name=begin_restore,json=beginRestore,proto3,oneof"` // since level 3
+}
+
+type Command_RestoreChunk struct {
+	RestoreChunk *RestoreChunk `protobuf:"bytes,35,opt,name=restore_chunk,json=restoreChunk,proto3,oneof"` // since level 3
+}
+
+type Command_CommitRestore struct {
+	CommitRestore *CommitRestore `protobuf:"bytes,36,opt,name=commit_restore,json=commitRestore,proto3,oneof"` // since level 3
+}
+
+type Command_AbandonRestore struct {
+	AbandonRestore *AbandonRestore `protobuf:"bytes,37,opt,name=abandon_restore,json=abandonRestore,proto3,oneof"` // since level 3
+}
+
 type Command_RecordDrill struct {
 	RecordDrill *RecordDrill `protobuf:"bytes,38,opt,name=record_drill,json=recordDrill,proto3,oneof"` // since level 3
 }
@@ -495,6 +551,14 @@ func (*Command_ReplaceKeyring) isCommand_Op() {}
 func (*Command_Reseal) isCommand_Op() {}
 
 func (*Command_AbandonShareSet) isCommand_Op() {}
+
+func (*Command_BeginRestore) isCommand_Op() {}
+
+func (*Command_RestoreChunk) isCommand_Op() {}
+
+func (*Command_CommitRestore) isCommand_Op() {}
+
+func (*Command_AbandonRestore) isCommand_Op() {}
 
 func (*Command_RecordDrill) isCommand_Op() {}
 
@@ -2459,6 +2523,348 @@ func (x *Drill) GetTime() int64 {
 	return 0
 }
 
+// BeginRestore opens an empty staging area for other secrets and policies, in
+// place of any that there is. The same id again changes nothing.
+type BeginRestore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                             // 16 bytes, random: of this attempt
+	Request       []byte                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`                   // 16 bytes: of what was asked for, the same in each attempt
+	DataHash      []byte                 `protobuf:"bytes,3,opt,name=data_hash,json=dataHash,proto3" json:"data_hash,omitempty"` // that the staged records will have
+	Secrets       uint64                 `protobuf:"varint,4,opt,name=secrets,proto3" json:"secrets,omitempty"`                  // how many there will be
+	Versions      uint64                 `protobuf:"varint,5,opt,name=versions,proto3" json:"versions,omitempty"`
+	Policies      uint64                 `protobuf:"varint,6,opt,name=policies,proto3" json:"policies,omitempty"`
+	Revision      uint64                 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"` // the highest that any of them has, or a higher one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginRestore) Reset() {
+	*x = BeginRestore{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginRestore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginRestore) ProtoMessage() {}
+
+func (x *BeginRestore) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginRestore.ProtoReflect.Descriptor instead.
+func (*BeginRestore) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *BeginRestore) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *BeginRestore) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *BeginRestore) GetDataHash() []byte {
+	if x != nil {
+		return x.DataHash
+	}
+	return nil
+}
+
+func (x *BeginRestore) GetSecrets() uint64 {
+	if x != nil {
+		return x.Secrets
+	}
+	return 0
+}
+
+func (x *BeginRestore) GetVersions() uint64 {
+	if x != nil {
+		return x.Versions
+	}
+	return 0
+}
+
+func (x *BeginRestore) GetPolicies() uint64 {
+	if x != nil {
+		return x.Policies
+	}
+	return 0
+}
+
+func (x *BeginRestore) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// RestoreChunk adds records to the staging area, in the order of their tokens,
+// policies after secrets. A chunk that was taken before changes nothing; one whose
+// predecessor was not is a conflict; superseded when the area is of another restore.
+type RestoreChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // from 1
+	Secrets       []*Secret              `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`    // with versions; all records, versions counted, 1 to 8192
+	Policies      []*Policy              `protobuf:"bytes,4,rep,name=policies,proto3" json:"policies,omitempty"`
+	Partial       bool                   `protobuf:"varint,5,opt,name=partial,proto3" json:"partial,omitempty"` // the last secret goes on with the first of the next chunk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreChunk) Reset() {
+	*x = RestoreChunk{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreChunk) ProtoMessage() {}
+
+func (x *RestoreChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreChunk.ProtoReflect.Descriptor instead.
+func (*RestoreChunk) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RestoreChunk) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *RestoreChunk) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RestoreChunk) GetSecrets() []*Secret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *RestoreChunk) GetPolicies() []*Policy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *RestoreChunk) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+// CommitRestore puts what is staged in the place of all secrets and policies, and a
+// keyring that opens it in the place of the present one. Every decision of before
+// is refused afterwards: the revisions and the seal's generation move.
+type CommitRestore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	DataHash      []byte                 `protobuf:"bytes,2,opt,name=data_hash,json=dataHash,proto3" json:"data_hash,omitempty"` // of what is staged
+	Keyring       *ReplaceKeyring        `protobuf:"bytes,3,opt,name=keyring,proto3" json:"keyring,omitempty"`                   // fails as by itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitRestore) Reset() {
+	*x = CommitRestore{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitRestore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitRestore) ProtoMessage() {}
+
+func (x *CommitRestore) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitRestore.ProtoReflect.Descriptor instead.
+func (*CommitRestore) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *CommitRestore) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *CommitRestore) GetDataHash() []byte {
+	if x != nil {
+		return x.DataHash
+	}
+	return nil
+}
+
+func (x *CommitRestore) GetKeyring() *ReplaceKeyring {
+	if x != nil {
+		return x.Keyring
+	}
+	return nil
+}
+
+// AbandonRestore clears the staging area; superseded when it is of another restore.
+type AbandonRestore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbandonRestore) Reset() {
+	*x = AbandonRestore{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbandonRestore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbandonRestore) ProtoMessage() {}
+
+func (x *AbandonRestore) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbandonRestore.ProtoReflect.Descriptor instead.
+func (*AbandonRestore) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AbandonRestore) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+// Restored is the last restore that was committed.
+type Restored struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Request       []byte                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // Raft index of the commit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restored) Reset() {
+	*x = Restored{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restored) ProtoMessage() {}
+
+func (x *Restored) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restored.ProtoReflect.Descriptor instead.
+func (*Restored) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Restored) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Restored) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Restored) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=spikeha.fsm.v1.Code" json:"code,omitempty"`
@@ -2478,7 +2884,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2896,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[30]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2909,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{30}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Result) GetCode() Code {
@@ -2596,7 +3002,7 @@ type OperationResult struct {
 
 func (x *OperationResult) Reset() {
 	*x = OperationResult{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +3014,7 @@ func (x *OperationResult) String() string {
 func (*OperationResult) ProtoMessage() {}
 
 func (x *OperationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[31]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +3027,7 @@ func (x *OperationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationResult.ProtoReflect.Descriptor instead.
 func (*OperationResult) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{31}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *OperationResult) GetVersion() uint64 {
@@ -2663,14 +3069,15 @@ type Current struct {
 	AnchorCount        uint64                 `protobuf:"varint,13,opt,name=anchor_count,json=anchorCount,proto3" json:"anchor_count,omitempty"` // of the peer that the command names
 	ClusterId          []byte                 `protobuf:"bytes,14,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`        // empty before founding
 	Incarnation        uint64                 `protobuf:"varint,15,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Secrets            []*CurrentSecret       `protobuf:"bytes,16,rep,name=secrets,proto3" json:"secrets,omitempty"` // transaction: of each operation, in order
+	Secrets            []*CurrentSecret       `protobuf:"bytes,16,rep,name=secrets,proto3" json:"secrets,omitempty"`                          // transaction: of each operation, in order
+	StagedNext         uint64                 `protobuf:"varint,17,opt,name=staged_next,json=stagedNext,proto3" json:"staged_next,omitempty"` // the chunk that the staging area takes next; 0: there is none
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +3089,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[32]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +3102,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{32}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Current) GetPolicyRevision() uint64 {
@@ -2810,6 +3217,13 @@ func (x *Current) GetSecrets() []*CurrentSecret {
 	return nil
 }
 
+func (x *Current) GetStagedNext() uint64 {
+	if x != nil {
+		return x.StagedNext
+	}
+	return 0
+}
+
 // CurrentSecret is a secret that a rejected transaction names; the fields are
 // as in Current.
 type CurrentSecret struct {
@@ -2823,7 +3237,7 @@ type CurrentSecret struct {
 
 func (x *CurrentSecret) Reset() {
 	*x = CurrentSecret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +3249,7 @@ func (x *CurrentSecret) String() string {
 func (*CurrentSecret) ProtoMessage() {}
 
 func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[33]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +3262,7 @@ func (x *CurrentSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CurrentSecret.ProtoReflect.Descriptor instead.
 func (*CurrentSecret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{33}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CurrentSecret) GetRevision() uint64 {
@@ -2890,7 +3304,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3316,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[34]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3329,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{34}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Secret) GetToken() []byte {
@@ -3001,7 +3415,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3427,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[35]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3440,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{35}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Version) GetVersion() uint64 {
@@ -3077,7 +3491,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3089,7 +3503,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[36]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3102,7 +3516,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{36}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Policy) GetToken() []byte {
@@ -3154,7 +3568,7 @@ type SealState struct {
 
 func (x *SealState) Reset() {
 	*x = SealState{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3166,7 +3580,7 @@ func (x *SealState) String() string {
 func (*SealState) ProtoMessage() {}
 
 func (x *SealState) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[37]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3179,7 +3593,7 @@ func (x *SealState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealState.ProtoReflect.Descriptor instead.
 func (*SealState) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{37}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SealState) GetSealed() bool {
@@ -3239,7 +3653,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3665,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[38]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3678,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{38}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Anchor) GetPeer() string {
@@ -3318,7 +3732,8 @@ func (x *Anchor) GetTime() int64 {
 
 // SnapshotRecord is one length-delimited record of a snapshot stream: header,
 // then secrets each followed by its versions, policies, anchors, the write-id
-// window oldest first, and the trailer.
+// window oldest first, the staging area followed by its secrets and policies, and
+// the trailer.
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -3330,6 +3745,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Anchor
 	//	*SnapshotRecord_Window
 	//	*SnapshotRecord_Trailer
+	//	*SnapshotRecord_Staging
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3337,7 +3753,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3765,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[39]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3778,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{39}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3435,6 +3851,15 @@ func (x *SnapshotRecord) GetTrailer() *SnapshotTrailer {
 	return nil
 }
 
+func (x *SnapshotRecord) GetStaging() *StagingArea {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Staging); ok {
+			return x.Staging
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -3467,6 +3892,10 @@ type SnapshotRecord_Trailer struct {
 	Trailer *SnapshotTrailer `protobuf:"bytes,7,opt,name=trailer,proto3,oneof"`
 }
 
+type SnapshotRecord_Staging struct {
+	Staging *StagingArea `protobuf:"bytes,8,opt,name=staging,proto3,oneof"` // since level 3
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Secret) isSnapshotRecord_Record() {}
@@ -3480,6 +3909,8 @@ func (*SnapshotRecord_Anchor) isSnapshotRecord_Record() {}
 func (*SnapshotRecord_Window) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Trailer) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Staging) isSnapshotRecord_Record() {}
 
 type SnapshotHeader struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -3495,14 +3926,15 @@ type SnapshotHeader struct {
 	PolicyRevision   uint64                 `protobuf:"varint,10,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"`
 	Seal             *SealState             `protobuf:"bytes,11,opt,name=seal,proto3" json:"seal,omitempty"`
 	WindowFloor      uint64                 `protobuf:"varint,12,opt,name=window_floor,json=windowFloor,proto3" json:"window_floor,omitempty"`
-	Drills           []*Drill               `protobuf:"bytes,20,rep,name=drills,proto3" json:"drills,omitempty"` // oldest first; since level 3
+	Restored         *Restored              `protobuf:"bytes,13,opt,name=restored,proto3" json:"restored,omitempty"` // since level 3
+	Drills           []*Drill               `protobuf:"bytes,20,rep,name=drills,proto3" json:"drills,omitempty"`     // oldest first; since level 3
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[40]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3946,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[40]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3959,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{40}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3614,9 +4046,109 @@ func (x *SnapshotHeader) GetWindowFloor() uint64 {
 	return 0
 }
 
+func (x *SnapshotHeader) GetRestored() *Restored {
+	if x != nil {
+		return x.Restored
+	}
+	return nil
+}
+
 func (x *SnapshotHeader) GetDrills() []*Drill {
 	if x != nil {
 		return x.Drills
+	}
+	return nil
+}
+
+// StagingArea is a restore that was begun and not committed.
+type StagingArea struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Begun         *BeginRestore          `protobuf:"bytes,1,opt,name=begun,proto3" json:"begun,omitempty"`
+	Next          uint64                 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`       // the chunk that it takes next
+	Partial       bool                   `protobuf:"varint,3,opt,name=partial,proto3" json:"partial,omitempty"` // the last secret goes on in that one
+	Secrets       uint64                 `protobuf:"varint,4,opt,name=secrets,proto3" json:"secrets,omitempty"` // staged so far
+	Versions      uint64                 `protobuf:"varint,5,opt,name=versions,proto3" json:"versions,omitempty"`
+	Policies      uint64                 `protobuf:"varint,6,opt,name=policies,proto3" json:"policies,omitempty"`
+	DataHash      []byte                 `protobuf:"bytes,7,opt,name=data_hash,json=dataHash,proto3" json:"data_hash,omitempty"` // of them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StagingArea) Reset() {
+	*x = StagingArea{}
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StagingArea) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StagingArea) ProtoMessage() {}
+
+func (x *StagingArea) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StagingArea.ProtoReflect.Descriptor instead.
+func (*StagingArea) Descriptor() ([]byte, []int) {
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *StagingArea) GetBegun() *BeginRestore {
+	if x != nil {
+		return x.Begun
+	}
+	return nil
+}
+
+func (x *StagingArea) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *StagingArea) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+func (x *StagingArea) GetSecrets() uint64 {
+	if x != nil {
+		return x.Secrets
+	}
+	return 0
+}
+
+func (x *StagingArea) GetVersions() uint64 {
+	if x != nil {
+		return x.Versions
+	}
+	return 0
+}
+
+func (x *StagingArea) GetPolicies() uint64 {
+	if x != nil {
+		return x.Policies
+	}
+	return 0
+}
+
+func (x *StagingArea) GetDataHash() []byte {
+	if x != nil {
+		return x.DataHash
 	}
 	return nil
 }
@@ -3638,7 +4170,7 @@ type WindowEntry struct {
 
 func (x *WindowEntry) Reset() {
 	*x = WindowEntry{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[41]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3650,7 +4182,7 @@ func (x *WindowEntry) String() string {
 func (*WindowEntry) ProtoMessage() {}
 
 func (x *WindowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[41]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3663,7 +4195,7 @@ func (x *WindowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowEntry.ProtoReflect.Descriptor instead.
 func (*WindowEntry) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{41}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WindowEntry) GetId() []byte {
@@ -3738,7 +4270,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[42]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3750,7 +4282,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[42]
+	mi := &file_fsm_fsmpb_fsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3763,7 +4295,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{42}
+	return file_fsm_fsmpb_fsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SnapshotTrailer) GetSecrets() uint64 {
@@ -3826,7 +4358,7 @@ var File_fsm_fsmpb_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xa1\v\n" +
+	"\x13fsm/fsmpb/fsm.proto\x12\x0espikeha.fsm.v1\"\xbe\r\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12$\n" +
 	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\x122\n" +
@@ -3852,7 +4384,11 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"raiseLevel\x12I\n" +
 	"\x0freplace_keyring\x18\x1f \x01(\v2\x1e.spikeha.fsm.v1.ReplaceKeyringH\x00R\x0ereplaceKeyring\x120\n" +
 	"\x06reseal\x18  \x01(\v2\x16.spikeha.fsm.v1.ResealH\x00R\x06reseal\x12M\n" +
-	"\x11abandon_share_set\x18! \x01(\v2\x1f.spikeha.fsm.v1.AbandonShareSetH\x00R\x0fabandonShareSet\x12@\n" +
+	"\x11abandon_share_set\x18! \x01(\v2\x1f.spikeha.fsm.v1.AbandonShareSetH\x00R\x0fabandonShareSet\x12C\n" +
+	"\rbegin_restore\x18\" \x01(\v2\x1c.spikeha.fsm.v1.BeginRestoreH\x00R\fbeginRestore\x12C\n" +
+	"\rrestore_chunk\x18# \x01(\v2\x1c.spikeha.fsm.v1.RestoreChunkH\x00R\frestoreChunk\x12F\n" +
+	"\x0ecommit_restore\x18$ \x01(\v2\x1d.spikeha.fsm.v1.CommitRestoreH\x00R\rcommitRestore\x12I\n" +
+	"\x0fabandon_restore\x18% \x01(\v2\x1e.spikeha.fsm.v1.AbandonRestoreH\x00R\x0eabandonRestore\x12@\n" +
 	"\frecord_drill\x18& \x01(\v2\x1b.spikeha.fsm.v1.RecordDrillH\x00R\vrecordDrillB\x04\n" +
 	"\x02op\"I\n" +
 	"\aWriteID\x12\x0e\n" +
@@ -4004,7 +4540,31 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\aentries\x18\f \x01(\x04R\aentries\x12\"\n" +
 	"\fmilliseconds\x18\r \x01(\x04R\fmilliseconds\x12\x14\n" +
 	"\x05index\x18\x0e \x01(\x04R\x05index\x12\x12\n" +
-	"\x04time\x18\x0f \x01(\x03R\x04time\"\xfc\x02\n" +
+	"\x04time\x18\x0f \x01(\x03R\x04time\"\xc3\x01\n" +
+	"\fBeginRestore\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\fR\arequest\x12\x1b\n" +
+	"\tdata_hash\x18\x03 \x01(\fR\bdataHash\x12\x18\n" +
+	"\asecrets\x18\x04 \x01(\x04R\asecrets\x12\x1a\n" +
+	"\bversions\x18\x05 \x01(\x04R\bversions\x12\x1a\n" +
+	"\bpolicies\x18\x06 \x01(\x04R\bpolicies\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"\xba\x01\n" +
+	"\fRestoreChunk\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x120\n" +
+	"\asecrets\x18\x03 \x03(\v2\x16.spikeha.fsm.v1.SecretR\asecrets\x122\n" +
+	"\bpolicies\x18\x04 \x03(\v2\x16.spikeha.fsm.v1.PolicyR\bpolicies\x12\x18\n" +
+	"\apartial\x18\x05 \x01(\bR\apartial\"v\n" +
+	"\rCommitRestore\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1b\n" +
+	"\tdata_hash\x18\x02 \x01(\fR\bdataHash\x128\n" +
+	"\akeyring\x18\x03 \x01(\v2\x1e.spikeha.fsm.v1.ReplaceKeyringR\akeyring\" \n" +
+	"\x0eAbandonRestore\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"J\n" +
+	"\bRestored\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\fR\arequest\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xfc\x02\n" +
 	"\x06Result\x12(\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x14.spikeha.fsm.v1.CodeR\x04code\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -4023,7 +4583,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x0fOperationResult\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
-	"\bversions\x18\x03 \x03(\x04R\bversions\"\xec\x04\n" +
+	"\bversions\x18\x03 \x03(\x04R\bversions\"\x8d\x05\n" +
 	"\aCurrent\x12'\n" +
 	"\x0fpolicy_revision\x18\x01 \x01(\x04R\x0epolicyRevision\x12'\n" +
 	"\x0fseal_generation\x18\x02 \x01(\x04R\x0esealGeneration\x12\x1d\n" +
@@ -4044,7 +4604,9 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x0e \x01(\fR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x0f \x01(\x04R\vincarnation\x127\n" +
-	"\asecrets\x18\x10 \x03(\v2\x1d.spikeha.fsm.v1.CurrentSecretR\asecrets\"w\n" +
+	"\asecrets\x18\x10 \x03(\v2\x1d.spikeha.fsm.v1.CurrentSecretR\asecrets\x12\x1f\n" +
+	"\vstaged_next\x18\x11 \x01(\x04R\n" +
+	"stagedNext\"w\n" +
 	"\rCurrentSecret\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x0fcurrent_version\x18\x02 \x01(\x04R\x0ecurrentVersion\x12!\n" +
@@ -4090,7 +4652,7 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\vfirst_count\x18\x05 \x01(\x04R\n" +
 	"firstCount\x12\x14\n" +
 	"\x05index\x18\x06 \x01(\x04R\x05index\x12\x12\n" +
-	"\x04time\x18\a \x01(\x03R\x04time\"\x93\x03\n" +
+	"\x04time\x18\a \x01(\x03R\x04time\"\xcc\x03\n" +
 	"\x0eSnapshotRecord\x128\n" +
 	"\x06header\x18\x01 \x01(\v2\x1e.spikeha.fsm.v1.SnapshotHeaderH\x00R\x06header\x120\n" +
 	"\x06secret\x18\x02 \x01(\v2\x16.spikeha.fsm.v1.SecretH\x00R\x06secret\x123\n" +
@@ -4098,8 +4660,9 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x06policy\x18\x04 \x01(\v2\x16.spikeha.fsm.v1.PolicyH\x00R\x06policy\x120\n" +
 	"\x06anchor\x18\x05 \x01(\v2\x16.spikeha.fsm.v1.AnchorH\x00R\x06anchor\x125\n" +
 	"\x06window\x18\x06 \x01(\v2\x1b.spikeha.fsm.v1.WindowEntryH\x00R\x06window\x12;\n" +
-	"\atrailer\x18\a \x01(\v2\x1f.spikeha.fsm.v1.SnapshotTrailerH\x00R\atrailerB\b\n" +
-	"\x06record\"\xd2\x03\n" +
+	"\atrailer\x18\a \x01(\v2\x1f.spikeha.fsm.v1.SnapshotTrailerH\x00R\atrailer\x127\n" +
+	"\astaging\x18\b \x01(\v2\x1b.spikeha.fsm.v1.StagingAreaH\x00R\astagingB\b\n" +
+	"\x06record\"\x88\x04\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
@@ -4114,8 +4677,17 @@ const file_fsm_fsmpb_fsm_proto_rawDesc = "" +
 	"\x0fpolicy_revision\x18\n" +
 	" \x01(\x04R\x0epolicyRevision\x12-\n" +
 	"\x04seal\x18\v \x01(\v2\x19.spikeha.fsm.v1.SealStateR\x04seal\x12!\n" +
-	"\fwindow_floor\x18\f \x01(\x04R\vwindowFloor\x12-\n" +
-	"\x06drills\x18\x14 \x03(\v2\x15.spikeha.fsm.v1.DrillR\x06drills\"\xfa\x01\n" +
+	"\fwindow_floor\x18\f \x01(\x04R\vwindowFloor\x124\n" +
+	"\brestored\x18\r \x01(\v2\x18.spikeha.fsm.v1.RestoredR\brestored\x12-\n" +
+	"\x06drills\x18\x14 \x03(\v2\x15.spikeha.fsm.v1.DrillR\x06drills\"\xde\x01\n" +
+	"\vStagingArea\x122\n" +
+	"\x05begun\x18\x01 \x01(\v2\x1c.spikeha.fsm.v1.BeginRestoreR\x05begun\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x04R\x04next\x12\x18\n" +
+	"\apartial\x18\x03 \x01(\bR\apartial\x12\x18\n" +
+	"\asecrets\x18\x04 \x01(\x04R\asecrets\x12\x1a\n" +
+	"\bversions\x18\x05 \x01(\x04R\bversions\x12\x1a\n" +
+	"\bpolicies\x18\x06 \x01(\x04R\bpolicies\x12\x1b\n" +
+	"\tdata_hash\x18\a \x01(\fR\bdataHash\"\xfa\x01\n" +
 	"\vWindowEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x18\n" +
@@ -4170,7 +4742,7 @@ func file_fsm_fsmpb_fsm_proto_rawDescGZIP() []byte {
 }
 
 var file_fsm_fsmpb_fsm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_fsm_fsmpb_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(Code)(0),                // 0: spikeha.fsm.v1.Code
 	(*Command)(nil),          // 1: spikeha.fsm.v1.Command
@@ -4203,19 +4775,25 @@ var file_fsm_fsmpb_fsm_proto_goTypes = []any{
 	(*ResealedPolicy)(nil),   // 28: spikeha.fsm.v1.ResealedPolicy
 	(*RecordDrill)(nil),      // 29: spikeha.fsm.v1.RecordDrill
 	(*Drill)(nil),            // 30: spikeha.fsm.v1.Drill
-	(*Result)(nil),           // 31: spikeha.fsm.v1.Result
-	(*OperationResult)(nil),  // 32: spikeha.fsm.v1.OperationResult
-	(*Current)(nil),          // 33: spikeha.fsm.v1.Current
-	(*CurrentSecret)(nil),    // 34: spikeha.fsm.v1.CurrentSecret
-	(*Secret)(nil),           // 35: spikeha.fsm.v1.Secret
-	(*Version)(nil),          // 36: spikeha.fsm.v1.Version
-	(*Policy)(nil),           // 37: spikeha.fsm.v1.Policy
-	(*SealState)(nil),        // 38: spikeha.fsm.v1.SealState
-	(*Anchor)(nil),           // 39: spikeha.fsm.v1.Anchor
-	(*SnapshotRecord)(nil),   // 40: spikeha.fsm.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),   // 41: spikeha.fsm.v1.SnapshotHeader
-	(*WindowEntry)(nil),      // 42: spikeha.fsm.v1.WindowEntry
-	(*SnapshotTrailer)(nil),  // 43: spikeha.fsm.v1.SnapshotTrailer
+	(*BeginRestore)(nil),     // 31: spikeha.fsm.v1.BeginRestore
+	(*RestoreChunk)(nil),     // 32: spikeha.fsm.v1.RestoreChunk
+	(*CommitRestore)(nil),    // 33: spikeha.fsm.v1.CommitRestore
+	(*AbandonRestore)(nil),   // 34: spikeha.fsm.v1.AbandonRestore
+	(*Restored)(nil),         // 35: spikeha.fsm.v1.Restored
+	(*Result)(nil),           // 36: spikeha.fsm.v1.Result
+	(*OperationResult)(nil),  // 37: spikeha.fsm.v1.OperationResult
+	(*Current)(nil),          // 38: spikeha.fsm.v1.Current
+	(*CurrentSecret)(nil),    // 39: spikeha.fsm.v1.CurrentSecret
+	(*Secret)(nil),           // 40: spikeha.fsm.v1.Secret
+	(*Version)(nil),          // 41: spikeha.fsm.v1.Version
+	(*Policy)(nil),           // 42: spikeha.fsm.v1.Policy
+	(*SealState)(nil),        // 43: spikeha.fsm.v1.SealState
+	(*Anchor)(nil),           // 44: spikeha.fsm.v1.Anchor
+	(*SnapshotRecord)(nil),   // 45: spikeha.fsm.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),   // 46: spikeha.fsm.v1.SnapshotHeader
+	(*StagingArea)(nil),      // 47: spikeha.fsm.v1.StagingArea
+	(*WindowEntry)(nil),      // 48: spikeha.fsm.v1.WindowEntry
+	(*SnapshotTrailer)(nil),  // 49: spikeha.fsm.v1.SnapshotTrailer
 }
 var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	2,  // 0: spikeha.fsm.v1.Command.write_id:type_name -> spikeha.fsm.v1.WriteID
@@ -4238,45 +4816,55 @@ var file_fsm_fsmpb_fsm_proto_depIdxs = []int32{
 	25, // 17: spikeha.fsm.v1.Command.replace_keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
 	26, // 18: spikeha.fsm.v1.Command.reseal:type_name -> spikeha.fsm.v1.Reseal
 	19, // 19: spikeha.fsm.v1.Command.abandon_share_set:type_name -> spikeha.fsm.v1.AbandonShareSet
-	29, // 20: spikeha.fsm.v1.Command.record_drill:type_name -> spikeha.fsm.v1.RecordDrill
-	5,  // 21: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
-	6,  // 22: spikeha.fsm.v1.Settings.archive:type_name -> spikeha.fsm.v1.ArchiveCare
-	13, // 23: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
-	7,  // 24: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
-	8,  // 25: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
-	10, // 26: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
-	11, // 27: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
-	16, // 28: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
-	20, // 29: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
-	5,  // 30: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
-	20, // 31: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
-	27, // 32: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
-	28, // 33: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
-	30, // 34: spikeha.fsm.v1.RecordDrill.drill:type_name -> spikeha.fsm.v1.Drill
-	0,  // 35: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
-	33, // 36: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
-	32, // 37: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
-	34, // 38: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
-	36, // 39: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
-	16, // 40: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
-	16, // 41: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
-	20, // 42: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
-	41, // 43: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
-	35, // 44: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
-	36, // 45: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
-	37, // 46: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
-	39, // 47: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
-	42, // 48: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
-	43, // 49: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
-	5,  // 50: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
-	38, // 51: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
-	30, // 52: spikeha.fsm.v1.SnapshotHeader.drills:type_name -> spikeha.fsm.v1.Drill
-	32, // 53: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
-	54, // [54:54] is the sub-list for method output_type
-	54, // [54:54] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	31, // 20: spikeha.fsm.v1.Command.begin_restore:type_name -> spikeha.fsm.v1.BeginRestore
+	32, // 21: spikeha.fsm.v1.Command.restore_chunk:type_name -> spikeha.fsm.v1.RestoreChunk
+	33, // 22: spikeha.fsm.v1.Command.commit_restore:type_name -> spikeha.fsm.v1.CommitRestore
+	34, // 23: spikeha.fsm.v1.Command.abandon_restore:type_name -> spikeha.fsm.v1.AbandonRestore
+	29, // 24: spikeha.fsm.v1.Command.record_drill:type_name -> spikeha.fsm.v1.RecordDrill
+	5,  // 25: spikeha.fsm.v1.Found.settings:type_name -> spikeha.fsm.v1.Settings
+	6,  // 26: spikeha.fsm.v1.Settings.archive:type_name -> spikeha.fsm.v1.ArchiveCare
+	13, // 27: spikeha.fsm.v1.Transaction.operations:type_name -> spikeha.fsm.v1.Operation
+	7,  // 28: spikeha.fsm.v1.Operation.put_secret:type_name -> spikeha.fsm.v1.PutSecret
+	8,  // 29: spikeha.fsm.v1.Operation.delete_versions:type_name -> spikeha.fsm.v1.DeleteVersions
+	10, // 30: spikeha.fsm.v1.Operation.destroy_versions:type_name -> spikeha.fsm.v1.DestroyVersions
+	11, // 31: spikeha.fsm.v1.Operation.purge_secret:type_name -> spikeha.fsm.v1.PurgeSecret
+	16, // 32: spikeha.fsm.v1.BeginShareSet.set:type_name -> spikeha.fsm.v1.ShareSet
+	20, // 33: spikeha.fsm.v1.CommitShareSet.epochs:type_name -> spikeha.fsm.v1.Epoch
+	5,  // 34: spikeha.fsm.v1.PutSettings.settings:type_name -> spikeha.fsm.v1.Settings
+	20, // 35: spikeha.fsm.v1.ReplaceKeyring.epochs:type_name -> spikeha.fsm.v1.Epoch
+	27, // 36: spikeha.fsm.v1.Reseal.versions:type_name -> spikeha.fsm.v1.ResealedVersion
+	28, // 37: spikeha.fsm.v1.Reseal.policies:type_name -> spikeha.fsm.v1.ResealedPolicy
+	30, // 38: spikeha.fsm.v1.RecordDrill.drill:type_name -> spikeha.fsm.v1.Drill
+	40, // 39: spikeha.fsm.v1.RestoreChunk.secrets:type_name -> spikeha.fsm.v1.Secret
+	42, // 40: spikeha.fsm.v1.RestoreChunk.policies:type_name -> spikeha.fsm.v1.Policy
+	25, // 41: spikeha.fsm.v1.CommitRestore.keyring:type_name -> spikeha.fsm.v1.ReplaceKeyring
+	0,  // 42: spikeha.fsm.v1.Result.code:type_name -> spikeha.fsm.v1.Code
+	38, // 43: spikeha.fsm.v1.Result.current:type_name -> spikeha.fsm.v1.Current
+	37, // 44: spikeha.fsm.v1.Result.operations:type_name -> spikeha.fsm.v1.OperationResult
+	39, // 45: spikeha.fsm.v1.Current.secrets:type_name -> spikeha.fsm.v1.CurrentSecret
+	41, // 46: spikeha.fsm.v1.Secret.versions:type_name -> spikeha.fsm.v1.Version
+	16, // 47: spikeha.fsm.v1.SealState.committed:type_name -> spikeha.fsm.v1.ShareSet
+	16, // 48: spikeha.fsm.v1.SealState.pending:type_name -> spikeha.fsm.v1.ShareSet
+	20, // 49: spikeha.fsm.v1.SealState.epochs:type_name -> spikeha.fsm.v1.Epoch
+	46, // 50: spikeha.fsm.v1.SnapshotRecord.header:type_name -> spikeha.fsm.v1.SnapshotHeader
+	40, // 51: spikeha.fsm.v1.SnapshotRecord.secret:type_name -> spikeha.fsm.v1.Secret
+	41, // 52: spikeha.fsm.v1.SnapshotRecord.version:type_name -> spikeha.fsm.v1.Version
+	42, // 53: spikeha.fsm.v1.SnapshotRecord.policy:type_name -> spikeha.fsm.v1.Policy
+	44, // 54: spikeha.fsm.v1.SnapshotRecord.anchor:type_name -> spikeha.fsm.v1.Anchor
+	48, // 55: spikeha.fsm.v1.SnapshotRecord.window:type_name -> spikeha.fsm.v1.WindowEntry
+	49, // 56: spikeha.fsm.v1.SnapshotRecord.trailer:type_name -> spikeha.fsm.v1.SnapshotTrailer
+	47, // 57: spikeha.fsm.v1.SnapshotRecord.staging:type_name -> spikeha.fsm.v1.StagingArea
+	5,  // 58: spikeha.fsm.v1.SnapshotHeader.settings:type_name -> spikeha.fsm.v1.Settings
+	43, // 59: spikeha.fsm.v1.SnapshotHeader.seal:type_name -> spikeha.fsm.v1.SealState
+	35, // 60: spikeha.fsm.v1.SnapshotHeader.restored:type_name -> spikeha.fsm.v1.Restored
+	30, // 61: spikeha.fsm.v1.SnapshotHeader.drills:type_name -> spikeha.fsm.v1.Drill
+	31, // 62: spikeha.fsm.v1.StagingArea.begun:type_name -> spikeha.fsm.v1.BeginRestore
+	37, // 63: spikeha.fsm.v1.WindowEntry.operations:type_name -> spikeha.fsm.v1.OperationResult
+	64, // [64:64] is the sub-list for method output_type
+	64, // [64:64] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_fsm_fsmpb_fsm_proto_init() }
@@ -4303,6 +4891,10 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Command_ReplaceKeyring)(nil),
 		(*Command_Reseal)(nil),
 		(*Command_AbandonShareSet)(nil),
+		(*Command_BeginRestore)(nil),
+		(*Command_RestoreChunk)(nil),
+		(*Command_CommitRestore)(nil),
+		(*Command_AbandonRestore)(nil),
 		(*Command_RecordDrill)(nil),
 	}
 	file_fsm_fsmpb_fsm_proto_msgTypes[2].OneofWrappers = []any{}
@@ -4313,7 +4905,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*Operation_DestroyVersions)(nil),
 		(*Operation_PurgeSecret)(nil),
 	}
-	file_fsm_fsmpb_fsm_proto_msgTypes[39].OneofWrappers = []any{
+	file_fsm_fsmpb_fsm_proto_msgTypes[44].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Secret)(nil),
 		(*SnapshotRecord_Version)(nil),
@@ -4321,6 +4913,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 		(*SnapshotRecord_Anchor)(nil),
 		(*SnapshotRecord_Window)(nil),
 		(*SnapshotRecord_Trailer)(nil),
+		(*SnapshotRecord_Staging)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4328,7 +4921,7 @@ func file_fsm_fsmpb_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_fsmpb_fsm_proto_rawDesc), len(file_fsm_fsmpb_fsm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

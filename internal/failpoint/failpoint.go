@@ -45,6 +45,14 @@ const (
 	NodeUnsealAfter      Name = "node.unseal.after"      // it is, and is not acknowledged
 )
 
+// The steps of a restore into the running cluster.
+const (
+	NodeRestoreBegin        Name = "node.restore.begin"         // the staging area is in the log, and empty
+	NodeRestoreChunk        Name = "node.restore.chunk"         // one more chunk is in it
+	NodeRestoreCommitBefore Name = "node.restore.commit.before" // all is staged, and the state is the one of before
+	NodeRestoreCommitAfter  Name = "node.restore.commit.after"  // what was staged is the state, and that is not acknowledged
+)
+
 // The steps of a Keeper.
 const (
 	KeeperPlaceBefore  Name = "keeper.place.before"  // a share arrived, and is not held
@@ -67,6 +75,7 @@ var All = []Name{
 	SealReplaceBefore, SealReplaceAfter, NodeResealBefore, NodeResealAfter, NodeArchiveBefore,
 	SealRefillBefore, SealRefillAfter, SealRestoreCollected, SealRestoreUnsealed,
 	NodeSealBefore, NodeSealAfter, NodeUnsealBefore, NodeUnsealAfter,
+	NodeRestoreBegin, NodeRestoreChunk, NodeRestoreCommitBefore, NodeRestoreCommitAfter,
 	KeeperPlaceBefore, KeeperPlaceAfter, KeeperFetchBefore, KeeperSettleBefore, KeeperSettleAfter,
 	ClusterColdClaimed, ClusterColdSeeded, ClusterColdTakeIn,
 }
