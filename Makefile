@@ -9,7 +9,7 @@ export GOEXPERIMENT ?= runtimesecret
 PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto snapshot/internal/archivepb/archive.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev demo test test-long test-minio bench bench-all fuzz lint fmt proto pins clean
+.PHONY: help build dev demo test test-long test-minio jepsen jepsen-full jepsen-soak bench bench-all fuzz lint fmt proto pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,18 @@ test-long: build ## what takes minutes per case: many runs in a row, long fuzzin
 
 test-minio: ## the tests of S3 against minio, a second implementation; 2 minutes and 2 GB of caches the first time
 	$(GO) test -race -tags minio -timeout 20m -count 1 ./snapshot/s3
+
+# The programs and the suite are built from the same code, which reports name.
+JEPSEN = $(GO) build -o $(BIN)/ ./tests/jepsen && $(BIN)/jepsen -binaries $(BIN) -resume=$(or $(RESUME),false)
+HOURS ?= 2
+jepsen: build ## attack clusters of the real programs; under 5 minutes, alone on the machine
+	$(JEPSEN)
+
+jepsen-full: build ## every nemesis; RESUME=true goes on where it was
+	$(JEPSEN) -tier full -length 60s
+
+jepsen-soak: build ## random nemeses for HOURS hours
+	$(JEPSEN) -tier soak -for $(HOURS)h -length 60s
 
 bench: ## measure real processes over mTLS, against a floor in the same run; ~6 minutes, alone on the machine
 	$(GO) test -run '^$$' -bench . -timeout 30m ./tests/e2e

@@ -58,7 +58,7 @@ type Client struct {
 	cfg   Config
 	peers []string
 	http  *http.Client
-	// prefer is the peer that answered last.
+	// prefer is the peer that answered last, or the one after that when that says nothing any more.
 	prefer atomic.Uint32
 	// seen is the highest index in any answer: what write ids carry.
 	seen atomic.Uint64
@@ -350,11 +350,12 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 	ctx, cancel := c.patient(ctx)
 	defer cancel()
 	var told, met error // what a peer said last, how an attempt ended last: better than that our own time was up
+	first := int(c.prefer.Load())
 	for try := 0; ; try++ {
-		at := (int(c.prefer.Load()) + try) % len(c.peers)
+		at := (first + try) % len(c.peers)
 		status, got, err := c.attempt(ctx, c.peers[at], method, route, body, writeID)
 		if err == nil && status == http.StatusOK {
-			if try > 0 {
+			if at != first {
 				c.prefer.Store(uint32(at))
 			}
 			if err := json.Unmarshal(got, answer); err != nil {
@@ -369,6 +370,9 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 			maybe = maybe || changes && !errors.Is(err, errNotSent)
 			if ctx.Err() == nil {
 				met = err
+			}
+			if !errors.Is(ctx.Err(), context.Canceled) { // the next call does not begin with a peer that says nothing
+				c.prefer.CompareAndSwap(uint32(at), uint32((at+1)%len(c.peers)))
 			}
 		}
 		switch secret.CodeOf(err) {
@@ -434,6 +438,9 @@ const maxAnswer = 64 << 20
 
 func (c *Client) attempt(ctx context.Context, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {
 	limit := c.cfg.Attempt
+	if deadline, ok := ctx.Deadline(); ok && len(c.peers) > 1 { // a peer that says nothing leaves time for another
+		limit = min(limit, max(lastTry, time.Until(deadline)/2))
+	}
 	if route == RouteKeyRekey {
 		limit = max(limit, rekeyAttempt)
 	}

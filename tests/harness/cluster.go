@@ -276,6 +276,9 @@ func (c *Cluster) Peers() int { return len(c.peers) }
 // Keeper is the process of a Keeper.
 func (c *Cluster) Keeper(i int) *process.Child { return c.keepers[i] }
 
+// Keepers is how many Keepers there are.
+func (c *Cluster) Keepers() int { return len(c.keepers) }
+
 // PeerAddress is where the others reach a peer.
 func (c *Cluster) PeerAddress(i int) string {
 	if c.Links != nil {

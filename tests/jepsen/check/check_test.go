@@ -1,0 +1,94 @@
+package check_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/jepsen/check"
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// op is an operation from one moment to another, in milliseconds; to 0: its outcome is unknown.
+func op(from, to int, f, in, out string, version int, more ...func(*history.Op)) history.Op {
+	o := history.Op{F: f, Key: "k", In: in, Out: out, Version: version, Expect: history.AnyVersion, Outcome: history.OK,
+		Call: time.Duration(from) * time.Millisecond, Return: time.Duration(to) * time.Millisecond, Process: from}
+	if to == 0 {
+		o.Outcome, o.Return = history.Unknown, history.Forever
+	}
+	for _, m := range more {
+		m(&o)
+	}
+	return o
+}
+
+func failed(o *history.Op)           { o.Outcome = history.Failed }
+func final(o *history.Op)            { o.Final = true }
+func element(o *history.Op)          { o.Key = o.In }
+func expect(v int) func(*history.Op) { return func(o *history.Op) { o.Expect = v } }
+
+// Each checker finds what it is there for, and nothing in histories that are right.
+func TestCheckers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		checker check.Checker
+		ops     []history.Op
+		finds   string // part of the violation; empty: none
+	}{
+		"reads of concurrent writes": {check.Secrets, []history.Op{
+			op(0, 10, "write", "a", "", 1), op(5, 20, "write", "b", "", 2), op(6, 8, "read", "", "a", 1), op(21, 22, "read", "", "b", 2)}, ""},
+		"a stale read": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read", "", "a", 1)}, "no order"},
+		"a read that goes back": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 0, "write", "b", "", 0), op(3, 4, "read", "", "b", 2), op(5, 6, "read", "", "a", 1)}, "no order"},
+		"an unknown write that came late": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 0, "write", "b", "", 0), op(3, 4, "read", "", "a", 1), op(5, 6, "read", "", "b", 2)}, ""},
+		"a write that was lost": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 1)}, "no order"},
+		"two compare-and-sets of one version": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1, expect(0)), op(0, 2, "write", "b", "", 1, expect(0))}, "no order"},
+		"a conflict for nothing": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "conflict", 0, expect(1))}, "no order"},
+		"a deleted one read": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "delete", "", "", 0), op(4, 5, "read", "", "a", 1)}, "no order"},
+		"a deletion taken back": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "delete", "", "", 0), op(4, 5, "read", "", "", 0), op(6, 7, "undelete", "1", "", 0), op(8, 9, "read", "", "a", 1)}, ""},
+		"the number of a deleted version used again": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "delete", "", "", 0), op(6, 7, "write", "c", "", 2), op(8, 9, "read", "", "c", 2)}, ""},
+		"allowed after a revocation": {check.Grants, []history.Op{
+			op(0, 1, "grant", "", "", 0), op(2, 3, "revoke", "", "", 0), op(4, 5, "read", "", "allowed", 0)}, "no order"},
+		"denied after a grant": {check.Grants, []history.Op{
+			op(0, 1, "grant", "", "", 0), op(2, 3, "read", "", "denied", 0)}, "no order"},
+		"allowed while it is revoked": {check.Grants, []history.Op{
+			op(0, 1, "grant", "", "", 0), op(2, 5, "revoke", "", "", 0), op(3, 4, "read", "", "allowed", 0), op(6, 7, "read", "", "denied", 0)}, ""},
+		"a list": {check.Lists, []history.Op{
+			op(0, 1, "append", "a", "", 1), op(2, 0, "append", "b", "", 0), op(3, 4, "append", "c", "", 3), op(5, 6, "read", "", "a,b,c", 3), op(1, 7, "read", "", "a", 1)}, ""},
+		"an element that was lost": {check.Lists, []history.Op{
+			op(0, 1, "append", "a", "", 1), op(2, 3, "append", "b", "", 2), op(4, 5, "read", "", "b", 1)}, "is not in the list"},
+		"an element twice":       {check.Lists, []history.Op{op(0, 1, "append", "a", "", 1), op(4, 5, "read", "", "a,a", 2)}, "twice"},
+		"an element that failed": {check.Lists, []history.Op{op(0, 1, "append", "a", "", 0, failed), op(4, 5, "read", "", "a", 1)}, "failed, and"},
+		"two lists": {check.Lists, []history.Op{
+			op(0, 0, "append", "a", "", 0), op(0, 0, "append", "b", "", 0), op(4, 5, "read", "", "a", 1), op(4, 5, "read", "", "b,a", 2)}, "no prefix"},
+		"a list that is read shorter later": {check.Lists, []history.Op{
+			op(0, 1, "append", "a", "", 1), op(0, 2, "append", "b", "", 2), op(3, 4, "read", "", "a,b", 2), op(5, 6, "read", "", "a", 1)}, "was called after"},
+		"a list that was short while it grew": {check.Lists, []history.Op{
+			op(0, 1, "append", "a", "", 1), op(2, 9, "append", "b", "", 2), op(3, 4, "read", "", "a,b", 2), op(3, 5, "read", "", "a", 1)}, ""},
+		"a set": {check.Sets, []history.Op{
+			op(0, 1, "add", "x", "", 1, element), op(2, 0, "add", "y", "", 0, element), op(3, 4, "list", "", "x", 0, final)}, ""},
+		"a set that lost something": {check.Sets, []history.Op{
+			op(0, 1, "add", "x", "", 1, element), op(3, 4, "list", "", "", 0, final)}, "is not in a read"},
+		"a set that has what failed": {check.Sets, []history.Op{
+			op(0, 1, "add", "x", "", 0, element, failed), op(3, 4, "list", "", "x", 0, final)}, "never added"},
+		"a bank":             {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,100", 0), op(2, 3, "read", "", "90,110", 0, final)}, ""},
+		"money from nowhere": {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,110", 0, final)}, "210 in all"},
+		"answers of a sealed cluster": {check.Sealed, []history.Op{
+			op(0, 1, "seal", "", "", 0), op(2, 3, "read", "", "x", 1), op(9, 10, "unseal", "", "", 0)}, "while the cluster was sealed"},
+		"answers around a seal": {check.Sealed, []history.Op{
+			op(0, 5, "seal", "", "", 0), op(2, 7, "read", "", "x", 1), op(8, 0, "unseal", "", "", 0), op(8, 10, "read", "", "x", 1), op(11, 12, "unseal", "", "", 0), op(13, 14, "read", "", "x", 1)}, ""},
+	} {
+		r := c.checker(c.ops)
+		if c.finds == "" && (len(r.Violations) > 0 || r.Undecided != "") || c.finds != "" && !strings.Contains(strings.Join(r.Violations, "\n"), c.finds) {
+			t.Errorf("%s: found %q (%s)", name, r.Violations, r.Undecided)
+		}
+	}
+}

@@ -1,0 +1,172 @@
+package check
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// patience is how long one history is searched for an order.
+const patience = 3 * time.Minute
+
+// linearizable searches an order of the operations of each key that a model allows.
+func linearizable(name string, model porcupine.Model, ops []history.Op) Result {
+	r := Result{Checker: name}
+	model.Partition = func(all []porcupine.Operation) [][]porcupine.Operation {
+		byKey := map[string][]porcupine.Operation{}
+		for _, op := range all {
+			key := op.Input.(history.Op).Key
+			byKey[key] = append(byKey[key], op)
+		}
+		var parts [][]porcupine.Operation
+		for _, part := range byKey {
+			parts = append(parts, part)
+		}
+		return parts
+	}
+	model.DescribeOperation = func(in, _ any) string {
+		op := in.(history.Op)
+		return fmt.Sprintf("%s %s → %s %s v%d", op.F, op.In, op.Outcome, op.Out, op.Version)
+	}
+	var list []porcupine.Operation
+	for _, op := range ops {
+		if op.Outcome == history.Failed {
+			continue
+		}
+		list = append(list, porcupine.Operation{ClientId: op.Process, Input: op, Output: op, Call: int64(op.Call), Return: int64(op.Return)})
+	}
+	r.Checked = len(list)
+	result, info := porcupine.CheckOperationsVerbose(model, list, patience)
+	switch result {
+	case porcupine.Illegal:
+		r.violate("no order of the %d operations explains their answers", len(list))
+		var drawing bytes.Buffer
+		if porcupine.Visualize(model, info, &drawing) == nil {
+			r.Drawing = drawing.Bytes()
+		}
+	case porcupine.Unknown:
+		r.Undecided = fmt.Sprintf("no order of the %d operations was found, and none excluded, in %s", len(list), patience)
+	}
+	return r
+}
+
+// secretState is a secret: its versions, the oldest first, of which the newest that is not deleted is current.
+type secretState struct {
+	first    int // version of versions[0]
+	versions []versionState
+}
+
+type versionState struct {
+	value   string
+	deleted bool
+}
+
+// maxVersions is how many a secret keeps.
+const maxVersions = 10
+
+// current is the number and value of the current version; 0 when there is none.
+func (s secretState) current() (int, string) {
+	for i, v := range slices.Backward(s.versions) {
+		if !v.deleted {
+			return s.first + i, v.value
+		}
+	}
+	return 0, ""
+}
+
+// next is the number of the next version: one above the current one, which may be that of a deleted one and takes its
+// place then; above all when none is current.
+func (s secretState) next() int {
+	if current, _ := s.current(); current > 0 {
+		return current + 1
+	}
+	return s.first + len(s.versions)
+}
+
+func (s secretState) write(value string) secretState {
+	at := s.next() - s.first
+	s.versions = slices.Clone(s.versions)
+	if at == len(s.versions) {
+		s.versions = append(s.versions, versionState{})
+	}
+	s.versions[at] = versionState{value: value}
+	if len(s.versions) > maxVersions {
+		s.first, s.versions = s.first+1, s.versions[1:]
+	}
+	return s
+}
+
+func (s secretState) set(version int, deleted bool) secretState {
+	if i := version - s.first; version > 0 && i >= 0 && i < len(s.versions) {
+		s.versions = slices.Clone(s.versions)
+		s.versions[i].deleted = deleted
+	}
+	return s
+}
+
+var secretModel = porcupine.Model{
+	Init: func() any { return secretState{first: 1} },
+	Equal: func(a, b any) bool {
+		x, y := a.(secretState), b.(secretState)
+		return x.first == y.first && slices.Equal(x.versions, y.versions)
+	},
+	Step: func(state, input, _ any) (bool, any) {
+		s, op := state.(secretState), input.(history.Op)
+		unknown := op.Outcome == history.Unknown
+		current, value := s.current()
+		switch op.F {
+		case "read": // of a secret that is not there: version 0
+			return op.Version == current && (current == 0 || op.Out == value), s
+		case "write":
+			fits := op.Expect == history.AnyVersion || op.Expect == current
+			switch {
+			case op.Out == "conflict":
+				return !fits, s
+			case !fits:
+				return unknown, s
+			}
+			return unknown || op.Version == s.next(), s.write(op.In)
+		case "delete":
+			there := len(s.versions) > 0 // of one that has no current version nothing is deleted, and that succeeds
+			return unknown || there == (op.Out != "not found"), s.set(current, true)
+		case "undelete": // of version In; one that is not deleted fails
+			var version int
+			_, _ = fmt.Sscan(op.In, &version)
+			i := version - s.first
+			possible := i >= 0 && i < len(s.versions) && s.versions[i].deleted
+			return possible || unknown, s.set(version, false)
+		}
+		return false, s
+	},
+}
+
+// Secrets checks reads, writes, compare-and-set, deletions and undeletions of single secrets for linearizability.
+func Secrets(ops []history.Op) Result { return linearizable("linearizable", secretModel, ops) }
+
+var grantModel = porcupine.Model{
+	Init: func() any { return false },
+	Step: func(state, input, _ any) (bool, any) {
+		granted, op := state.(bool), input.(history.Op)
+		switch op.F {
+		case "grant":
+			return true, true
+		case "revoke":
+			if op.Out == "not found" {
+				return !granted, false
+			}
+			return granted || op.Outcome == history.Unknown, false
+		case "read":
+			return (op.Out == "allowed") == granted, granted
+		}
+		return false, granted
+	},
+}
+
+// Grants checks that whoever asks is allowed or denied as the policy in force then says: at every peer, from the
+// acknowledgement of a grant or a revocation on.
+func Grants(ops []history.Op) Result { return linearizable("grants and revocations", grantModel, ops) }

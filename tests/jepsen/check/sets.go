@@ -1,0 +1,105 @@
+package check
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// Sets checks a set that only grows: each final read, at whatever peer, has every acknowledged element and none that
+// failed or was never added; any other read has every element that was acknowledged before it was called.
+func Sets(ops []history.Op) Result {
+	r := Result{Checker: "sets", Checked: len(ops)}
+	added := map[string]history.Op{}
+	for _, op := range ops {
+		if op.F == "add" {
+			added[op.Key] = op
+		}
+	}
+	finals := 0
+	for _, read := range ops {
+		if read.F != "list" || read.Outcome != history.OK {
+			continue
+		}
+		if read.Final {
+			finals++
+		}
+		seen := map[string]bool{}
+		for _, e := range elements(read.Out) {
+			seen[e] = true
+			if op, there := added[e]; !there || op.Outcome == history.Failed || op.Call > read.Return {
+				r.violate("%s was never added, and is in a read at peer %d", e, read.Peer)
+			}
+		}
+		for e, op := range added {
+			if op.Outcome == history.OK && op.Return < read.Call && !seen[e] {
+				r.violate("%s is not in a read at peer %d called at %s", show(op), read.Peer, read.Call)
+			}
+		}
+	}
+	if finals == 0 {
+		r.Undecided = "no final read of the set succeeded"
+	}
+	return r
+}
+
+// Bank checks accounts between which money is moved: each read of all of them at once adds up to the same.
+func Bank(total int) Checker {
+	return func(ops []history.Op) Result {
+		r := Result{Checker: "bank"}
+		finals := 0
+		for _, op := range ops {
+			if op.F != "read" || op.Outcome != history.OK {
+				continue
+			}
+			r.Checked++
+			if op.Final {
+				finals++
+			}
+			sum := 0
+			for _, b := range strings.Split(op.Out, ",") {
+				n, err := strconv.Atoi(b)
+				if err != nil || n < 0 {
+					r.violate("%s: a balance of %q", show(op), b)
+				}
+				sum += n
+			}
+			if sum != total {
+				r.violate("%s: %d in all, it must be %d", show(op), sum, total)
+			}
+		}
+		if finals == 0 {
+			r.Undecided = "no final read of the accounts succeeded"
+		}
+		return r
+	}
+}
+
+// Sealed checks that between the acknowledgement of a seal and the call of the next unseal no operation
+// that was called in between is answered with data, at whatever peer.
+func Sealed(ops []history.Op) Result {
+	r := Result{Checker: "sealed"}
+	type span struct{ from, to history.Op }
+	var spans []span
+	for _, op := range ops {
+		switch {
+		case op.F == "seal" && op.Outcome == history.OK:
+			spans = append(spans, span{from: op, to: history.Op{Call: history.Forever}})
+		case op.F == "unseal" && len(spans) > 0 && spans[len(spans)-1].to.Call == history.Forever:
+			spans[len(spans)-1].to = op
+		}
+	}
+	for _, op := range ops {
+		if op.F == "seal" || op.F == "unseal" || op.Outcome != history.OK {
+			continue
+		}
+		r.Checked++
+		for _, s := range spans {
+			if op.Call > s.from.Return && op.Return < s.to.Call {
+				r.violate("%s was answered while the cluster was sealed, from %s to %s", show(op), s.from.Return, s.to.Call)
+			}
+		}
+	}
+	return r
+}

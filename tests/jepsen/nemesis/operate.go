@@ -1,0 +1,147 @@
+package nemesis
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/tests/harness"
+)
+
+// operations are work of operators under load.
+func operations() []Nemesis {
+	return []Nemesis{
+		{Name: "transfer-storm", About: "leadership is handed around without a pause", Do: func(_ context.Context, t *Target) (Harm, error) {
+			storm, end := context.WithCancel(context.Background())
+			var wait sync.WaitGroup
+			done := 0
+			order := t.Random.Perm(64)
+			wait.Go(func() {
+				for i := 0; storm.Err() == nil; i++ {
+					limit, cancel := context.WithTimeout(storm, 2*time.Second)
+					if t.Operator.TransferLeadership(limit, harness.PeerName(order[i%len(order)]%t.Voters)) == nil {
+						done++
+					}
+					cancel()
+				}
+			})
+			return Harm{What: "leadership is handed around", Undo: func(context.Context) error {
+				end()
+				wait.Wait()
+				if done < 3 {
+					return fmt.Errorf("leadership was handed over %d times", done)
+				}
+				return nil
+			}}, nil
+		}},
+		{Name: "rotation", About: "keys are rotated while a follower is dead", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			victim := t.voters(leader)[0]
+			if err := t.Peer(victim).Kill(); err != nil {
+				return Harm{}, err
+			}
+			if err := harness.Poll(ctx, func() error { return t.Operator.RotateKeys(ctx) }); err != nil {
+				return Harm{}, err
+			}
+			return Harm{"rotated without " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(context.Context) error { return t.Peer(victim).Start() }}, nil
+		}},
+		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			var wait sync.WaitGroup
+			var failed error
+			id := newID(t)
+			wait.Go(func() { // the same one again until it is done
+				failed = harness.Poll(ctx, func() error {
+					limit, cancel := context.WithTimeout(ctx, 15*time.Second)
+					defer cancel()
+					return t.Operator.Rekey(limit, client.RekeyRequest{ID: id, Force: true})
+				})
+			})
+			if err := t.Peer(leader).Kill(); err != nil {
+				return Harm{}, err
+			}
+			return Harm{"killed: " + harness.PeerName(leader), []int{leader}, t.peers(leader), func(context.Context) error {
+				err := t.Peer(leader).Start()
+				wait.Wait()
+				if err == nil {
+					err = failed
+				}
+				return err
+			}}, nil
+		}},
+		{Name: "seal", About: "an operator seals the cluster, with a follower cut off, and unseals it", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			victim := t.voters(leader)[0]
+			t.Links.Partition([]int{victim}, t.peers(victim))
+			if err := t.record(ctx, "seal", func(ctx context.Context) error { return t.Operator.Seal(ctx, "") }); err != nil {
+				t.Links.Heal()
+				return Harm{}, err
+			}
+			return Harm{"sealed, with " + harness.PeerName(victim) + " cut off", t.peers(), nil, func(ctx context.Context) error {
+				t.Links.Heal()
+				return t.record(ctx, "unseal", func(ctx context.Context) error { return t.Operator.Unseal(ctx, "") })
+			}}, nil
+		}},
+	}
+}
+
+func newID(t *Target) string {
+	return fmt.Sprintf("%016x%016x", t.Random.Uint64(), t.Random.Uint64())
+}
+
+// keepers lose their shares, which they have in memory alone.
+func keepers() []Nemesis {
+	all := func(t *Target) []int {
+		var list []int
+		for i := range t.Keepers() {
+			list = append(list, i)
+		}
+		return list
+	}
+	return []Nemesis{
+		{Name: "keepers-restart", About: "Keepers are killed one after the other, all but as many as unseal, and start empty", Do: func(_ context.Context, t *Target) (Harm, error) {
+			lost := t.Random.Perm(len(all(t)))[0]
+			if err := t.Keeper(lost).Kill(); err != nil {
+				return Harm{}, err
+			}
+			return Harm{"lost: " + harness.KeeperName(lost), nil, t.peers(), func(context.Context) error { return t.Keeper(lost).Start() }}, nil
+		}},
+		{Name: "keepers-lost", About: "all Keepers die, a follower restarts and stays sealed; the Keepers come back empty, and are refilled", Hold: 5 * time.Second, Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			for _, i := range all(t) {
+				if err := t.Keeper(i).Kill(); err != nil {
+					return Harm{}, err
+				}
+			}
+			victim := t.voters(leader)[0]
+			if err := t.Peer(victim).Kill(); err != nil {
+				return Harm{}, err
+			}
+			if err := t.Peer(victim).Start(); err != nil {
+				return Harm{}, err
+			}
+			return Harm{"all Keepers, and " + harness.PeerName(victim) + " restarted", []int{victim}, t.peers(victim), func(context.Context) error {
+				for _, i := range all(t) {
+					if err := t.Keeper(i).Start(); err != nil {
+						return err
+					}
+				}
+				return nil
+			}}, nil
+		}},
+	}
+}

@@ -1,0 +1,118 @@
+package nemesis
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/harness"
+)
+
+func (t *Target) heal(context.Context) error {
+	t.Links.Heal()
+	return nil
+}
+
+// partitions cut links between peers; clients reach every peer all the time.
+func partitions() []Nemesis {
+	learners := func(t *Target) []int { return t.peers(t.voters()...) }
+	return []Nemesis{
+		{Name: "partition-leader", About: "the leader is cut off from everybody", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			rest := t.peers(leader)
+			t.Links.Partition([]int{leader}, rest)
+			return Harm{"cut off: " + harness.PeerName(leader), []int{leader}, rest, t.heal}, nil
+		}},
+		{Name: "partition-leader-learner", About: "the leader and the learners are cut off from the other voters", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			old, rest := append(learners(t), leader), t.voters(leader)
+			t.Links.Partition(old, rest)
+			return Harm{fmt.Sprintf("%v from %v", names(old), names(rest)), old, rest, t.heal}, nil
+		}},
+		{Name: "partition-halves", About: "a majority of the voters on one side, the rest on the other, the learners anywhere", Do: func(_ context.Context, t *Target) (Harm, error) {
+			v := t.voters()
+			many, few := slices.Clone(v[:t.Voters/2+1]), slices.Clone(v[t.Voters/2+1:])
+			for _, l := range learners(t) {
+				if t.Random.IntN(2) == 0 {
+					many = append(many, l)
+				} else {
+					few = append(few, l)
+				}
+			}
+			t.Links.Partition(many, few)
+			return Harm{fmt.Sprintf("%v from %v", names(few), names(many)), few, many, t.heal}, nil
+		}},
+		{Name: "partition-bridge", About: "one voter hears all, the others only it: each sees a majority", Do: func(_ context.Context, t *Target) (Harm, error) {
+			v := t.voters()
+			for _, a := range t.peers(v[0]) {
+				for _, b := range t.peers(v[0], a) {
+					t.Links.Cut(a, b)
+				}
+			}
+			return Harm{"all hear " + harness.PeerName(v[0]) + " alone", nil, nil, t.heal}, nil
+		}},
+		{Name: "partition-ring", About: "each voter hears a majority, and no two the same one", Do: func(_ context.Context, t *Target) (Harm, error) {
+			v := t.voters()
+			for i, a := range v {
+				for j, b := range v {
+					if d := (j - i + len(v)) % len(v); d > len(v)/2 { // a sends to the next ones, and not to those before
+						t.Links.Cut(a, b)
+					}
+				}
+			}
+			return Harm{fmt.Sprintf("round %v, one way", names(v)), nil, nil, t.heal}, nil
+		}},
+		{Name: "partition-deaf-leader", About: "the leader sends, and hears nobody", Do: oneWay(func(t *Target, leader, other int) { t.Links.Cut(other, leader) })},
+		{Name: "partition-mute-leader", About: "the leader hears, and cannot send", Do: oneWay(func(t *Target, leader, other int) { t.Links.Cut(leader, other) })},
+		{Name: "partition-flapping", About: "the links of one voter come and go", Hold: 6 * time.Second, Do: func(_ context.Context, t *Target) (Harm, error) {
+			victim := t.voters()[0]
+			pauses := make([]time.Duration, 64)
+			for i := range pauses {
+				pauses[i] = time.Duration(200+t.Random.IntN(1000)) * time.Millisecond
+			}
+			done := make(chan struct{})
+			var wait sync.WaitGroup
+			wait.Go(func() {
+				for i := 0; ; i++ {
+					if i%2 == 0 {
+						t.Links.Partition([]int{victim}, t.peers(victim))
+					} else {
+						t.Links.Heal()
+					}
+					select {
+					case <-done:
+						return
+					case <-time.After(pauses[i%len(pauses)]):
+					}
+				}
+			})
+			return Harm{"the links of " + harness.PeerName(victim), nil, t.peers(victim), func(ctx context.Context) error {
+				close(done)
+				wait.Wait()
+				return t.heal(ctx)
+			}}, nil
+		}},
+	}
+}
+
+// oneWay cuts one direction of every link of the leader. It goes on seeming to lead, for a while, to whoever still hears it.
+func oneWay(cut func(t *Target, leader, other int)) func(context.Context, *Target) (Harm, error) {
+	return func(ctx context.Context, t *Target) (Harm, error) {
+		leader, err := t.Leader(ctx)
+		if err != nil {
+			return Harm{}, err
+		}
+		for _, i := range t.peers(leader) {
+			cut(t, leader, i)
+		}
+		return Harm{harness.PeerName(leader), []int{leader}, t.voters(leader), t.heal}, nil
+	}
+}

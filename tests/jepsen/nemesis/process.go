@@ -1,0 +1,76 @@
+package nemesis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/harness"
+)
+
+// processes kill and freeze peers.
+func processes() []Nemesis {
+	kill := func(t *Target, victims ...int) (Harm, error) {
+		for _, i := range victims {
+			if err := t.Peer(i).Kill(); err != nil {
+				return Harm{}, err
+			}
+		}
+		running := t.peers(victims...)
+		if len(victims) > 1 {
+			running = nil // no quorum
+		}
+		return Harm{fmt.Sprintf("killed: %v", names(victims)), victims, running, func(context.Context) error {
+			var failed error
+			for _, i := range victims {
+				failed = errors.Join(failed, t.Peer(i).Start())
+			}
+			return failed
+		}}, nil
+	}
+	freeze := func(hold time.Duration) func(ctx context.Context, t *Target) (Harm, error) {
+		return func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			if err := t.Peer(leader).Freeze(); err != nil {
+				return Harm{}, err
+			}
+			h := Harm{"frozen: " + harness.PeerName(leader), []int{leader}, t.peers(leader), func(context.Context) error { return t.Peer(leader).Thaw() }}
+			if hold < time.Second {
+				h.Silenced, h.Running = nil, nil
+			}
+			return h, nil
+		}
+	}
+	return []Nemesis{
+		{Name: "kill-leader", About: "SIGKILL of the leader", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			return kill(t, leader)
+		}},
+		{Name: "kill-one", About: "SIGKILL of any peer", Do: func(_ context.Context, t *Target) (Harm, error) {
+			return kill(t, t.Random.IntN(t.Peers()))
+		}},
+		{Name: "kill-majority", About: "SIGKILL of a majority of the voters", Do: func(_ context.Context, t *Target) (Harm, error) {
+			return kill(t, t.voters()[:t.Voters/2+1]...)
+		}},
+		{Name: "kill-all", About: "SIGKILL of all peers", Do: func(_ context.Context, t *Target) (Harm, error) {
+			return kill(t, t.peers()...)
+		}},
+		{Name: "freeze-leader", About: "SIGSTOP of the leader until another has led for a while", Hold: 5 * time.Second, Do: freeze(5 * time.Second)},
+		{Name: "freeze-shortly", About: "SIGSTOP of the leader for about an election timeout", Hold: 600 * time.Millisecond, Do: freeze(600 * time.Millisecond)},
+		{Name: "freeze-follower", About: "SIGSTOP of a follower", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			victim := t.voters(leader)[0]
+			return Harm{"frozen: " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(context.Context) error { return t.Peer(victim).Thaw() }}, t.Peer(victim).Freeze()
+		}},
+	}
+}

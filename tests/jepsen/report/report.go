@@ -1,0 +1,133 @@
+// Package report is what a run found, for people and for machines.
+package report
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// Verdict is how a run ended.
+type Verdict string
+
+// The verdicts. An invalid run says nothing of the cluster: its faults did not bite, or too little happened.
+const (
+	Passed   Verdict = "passed"
+	Violated Verdict = "VIOLATED"
+	Invalid  Verdict = "invalid"
+)
+
+// Fault is one fault of a run, in times since the run began.
+type Fault struct {
+	Nemesis   string
+	What      string
+	Begin     time.Duration // it began to be done
+	Done      time.Duration // it was
+	End       time.Duration // it began to be undone
+	Recovered time.Duration // every peer answers again
+}
+
+// Drawing is a history that no order explains.
+type Drawing struct {
+	Name string
+	HTML []byte
+}
+
+// Run is one run.
+type Run struct {
+	Name, Nemesis, Build string
+	Seed                 uint64
+	When                 time.Time
+	Peers                int
+	Length               time.Duration
+	Verdict              Verdict
+	Violations, Invalid  []string
+	Faults               []Fault
+	OK, Failed, Unknown  int
+	LongestGap           time.Duration // in which no client that asks any peer was answered
+
+	Ops      []history.Op `json:"-"`
+	Drawings []Drawing    `json:"-"`
+}
+
+// Decide comes to the verdict.
+func (r *Run) Decide() {
+	var answers []time.Duration
+	for _, op := range r.Ops {
+		switch op.Outcome {
+		case history.OK:
+			r.OK++
+			if op.Peer == history.Anybody && !op.Final {
+				answers = append(answers, op.Return)
+			}
+		case history.Failed:
+			r.Failed++
+		default:
+			r.Unknown++
+		}
+	}
+	slices.Sort(answers)
+	for i := 1; i < len(answers); i++ {
+		r.LongestGap = max(r.LongestGap, answers[i]-answers[i-1])
+	}
+	switch {
+	case len(r.Violations) > 0:
+		r.Verdict = Violated
+	case len(r.Invalid) > 0:
+		r.Verdict = Invalid
+	default:
+		r.Verdict = Passed
+	}
+}
+
+// Line is a run in one line.
+func (r *Run) Line() string {
+	return fmt.Sprintf("%-36s %-8s %3d faults in %3.0f s; %6d operations answered, %5d failed, %4d of unknown outcome; longest gap %.1f s",
+		r.Name, r.Verdict, len(r.Faults), r.Length.Seconds(), r.OK, r.Failed, r.Unknown, r.LongestGap.Seconds())
+}
+
+// Table is runs as Markdown.
+func Table(runs []*Run) string {
+	var b strings.Builder
+	b.WriteString("\n| Nemesis | Seed | Verdict | Faults | Operations answered | Failed | Unknown | Longest gap |\n|---|---|---|---|---|---|---|---|\n")
+	for _, r := range runs {
+		fmt.Fprintf(&b, "| %s | %d | %s | %d | %d | %d | %d | %.1f s |\n", r.Nemesis, r.Seed, r.Verdict, len(r.Faults), r.OK, r.Failed, r.Unknown, r.LongestGap.Seconds())
+	}
+	return b.String()
+}
+
+// Save writes the report, and of a run that did not pass its history and drawings, too.
+func (r *Run) Save(dir string) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	page, err := r.page()
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{".json": append(b, '\n'), ".html": page}
+	if r.Verdict != Passed {
+		var ops bytes.Buffer
+		if err := history.Write(&ops, r.Ops); err != nil {
+			return err
+		}
+		files[".history.jsonl"] = ops.Bytes()
+		for _, d := range r.Drawings {
+			files["."+d.Name+".html"] = d.HTML
+		}
+	}
+	for suffix, b := range files {
+		if err := os.WriteFile(filepath.Join(dir, r.Name+suffix), b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/tests/harness"
+	"github.com/spike-ha/spike-ha/tests/jepsen/check"
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+	"github.com/spike-ha/spike-ha/tests/jepsen/nemesis"
+	"github.com/spike-ha/spike-ha/tests/jepsen/report"
+	"github.com/spike-ha/spike-ha/tests/jepsen/workload"
+)
+
+// Cell is one run: a nemesis, workloads, a seed and a length.
+type Cell struct {
+	Nemesis   string
+	Workloads []string
+	Seed      uint64
+	Length    time.Duration
+	Voters    int
+	Learners  int
+	Keepers   int
+}
+
+// Name is short, and the same for the same kind of run.
+func (c Cell) Name() string { return fmt.Sprintf("%s-%d", c.Nemesis, c.Seed) }
+
+const (
+	// bringUp bounds the start of a cluster, and recover how long it may take after a fault is over until every peer answers.
+	bringUp = 90 * time.Second
+	recover = 45 * time.Second
+	// settle is when, after a fault began, whom it silences must not answer any more: what was on its way then has arrived or ended.
+	settle = 2 * time.Second
+	// least is how many operations each peer must have answered, each second of the run, for it to mean anything.
+	least = 5
+	// pace is the pause of a process between two operations: it bounds the histories, and leaves the machine to the cluster.
+	pace = 8 * time.Millisecond
+)
+
+type run struct {
+	cell     Cell
+	target   *nemesis.Target
+	recorder *history.Recorder
+	faults   []report.Fault
+	problems []string // that make the run invalid
+	dead     []string // violations of liveness
+
+	mu      sync.Mutex // guards what follows
+	closers []func()
+}
+
+// execute runs a cell. The error is of the harness; what was found is in the report.
+func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run, error) {
+	nem, err := nemesis.Find(cell.Nemesis)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "jep") // short, for the sake of sockets
+	if err != nil {
+		return nil, err
+	}
+	r := &run{cell: cell}
+	started, cancel := context.WithTimeout(ctx, bringUp)
+	defer cancel()
+	c, err := harness.Start(started, harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true})
+	keep := true
+	defer func() {
+		for _, done := range r.closers {
+			done()
+		}
+		c.Close()
+		if keep {
+			if err := os.Rename(dir, filepath.Join(out, cell.Name()+".data")); err == nil {
+				return
+			}
+		}
+		os.RemoveAll(dir)
+	}()
+	if err != nil {
+		return nil, fmt.Errorf("the cluster does not start: %w", err)
+	}
+	operator, err := r.clients(c)(harness.Superuser, history.Anybody)
+	if err != nil {
+		return nil, err
+	}
+	r.recorder = history.NewRecorder()
+	r.target = &nemesis.Target{Recorder: r.recorder, Cluster: c, Operator: operator, Voters: cell.Voters, Random: rand.New(rand.NewPCG(cell.Seed, 1<<40))}
+	loads, err := r.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.attack(ctx, nem)
+	result := r.judge(ctx, loads)
+	keep = result.Verdict != report.Passed
+	return result, nil
+}
+
+// clients makes clients of the cluster, which are closed at the end.
+func (r *run) clients(c *harness.Cluster) workload.Clients {
+	return func(path string, peer int) (*client.Client, error) {
+		var peers []int
+		if peer != history.Anybody {
+			peers = []int{peer}
+		}
+		cl, done, err := c.Client(context.Background(), path, peers...)
+		if err != nil {
+			return nil, err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.closers = append(r.closers, done)
+		return cl, nil
+	}
+}
+
+// loading is the running load.
+type loading struct {
+	workloads []workload.Workload
+	stop      context.CancelFunc
+	wait      sync.WaitGroup
+	finals    []func(context.Context)
+}
+
+func (r *run) load(ctx context.Context) (*loading, error) {
+	l := &loading{}
+	running, stop := context.WithCancel(ctx)
+	l.stop = stop
+	clients := r.clients(r.target.Cluster)
+	id := 0
+	for _, w := range workload.All() {
+		if len(r.cell.Workloads) > 0 && !slices.Contains(r.cell.Workloads, w.Name) {
+			continue
+		}
+		l.workloads = append(l.workloads, w)
+		if w.Setup != nil {
+			p := &workload.Process{Client: r.target.Operator, Recorder: r.recorder, Workload: w.Name, Peer: history.Anybody}
+			if err := harness.Poll(ctx, func() error { return w.Setup(ctx, p) }); err != nil {
+				return nil, fmt.Errorf("%s: %w", w.Name, err)
+			}
+		}
+		for peer := history.Anybody; peer < r.target.Peers(); peer++ {
+			for range w.PerPeer {
+				id++
+				cl, err := clients(harness.Superuser, peer)
+				if err != nil {
+					return nil, err
+				}
+				p := &workload.Process{ID: id, Peer: peer, Client: cl, Random: rand.New(rand.NewPCG(r.cell.Seed, uint64(id))), Recorder: r.recorder, Workload: w.Name}
+				step, final, err := w.New(p, clients)
+				if err != nil {
+					return nil, err
+				}
+				l.wait.Go(func() {
+					for running.Err() == nil {
+						step(ctx) // what is on its way at the end is waited for
+						select {
+						case <-running.Done():
+						case <-time.After(pace):
+						}
+					}
+				})
+				l.finals = append(l.finals, func(ctx context.Context) {
+					p.Final = true
+					final(ctx)
+				})
+			}
+		}
+	}
+	return l, nil
+}
+
+// attack does harm until the run is long enough, one fault at a time.
+func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
+	for r.recorder.Now() < r.cell.Length && ctx.Err() == nil {
+		r.pause(ctx, time.Second+time.Duration(r.target.Random.IntN(1000))*time.Millisecond)
+		limit, cancel := context.WithTimeout(ctx, bringUp)
+		f := report.Fault{Nemesis: nem.Name, Begin: r.recorder.Now()}
+		harm, err := nem.Do(limit, r.target)
+		cancel()
+		if err != nil {
+			r.problems = append(r.problems, fmt.Sprintf("at %s %s could not be done: %v", f.Begin.Round(time.Millisecond), nem.Name, err))
+			return
+		}
+		f.What, f.Done = harm.What, r.recorder.Now()
+		hold := nem.Hold
+		if hold == 0 {
+			hold = 3*time.Second + time.Duration(r.target.Random.IntN(2000))*time.Millisecond
+		}
+		r.pause(ctx, hold)
+		f.End = r.recorder.Now()
+		r.bite(&f, harm)
+		if harm.Undo != nil {
+			limit, cancel := context.WithTimeout(ctx, bringUp)
+			if err := harm.Undo(limit); err != nil {
+				r.problems = append(r.problems, fmt.Sprintf("%s could not be undone: %v", harm.What, err))
+			}
+			cancel()
+		}
+		healed := r.recorder.Now()
+		if err := r.recovered(ctx, healed); err != nil {
+			r.dead = append(r.dead, fmt.Sprintf("after the fault at %s (%s) was over: %v", f.Begin.Round(time.Millisecond), f.What, err))
+			f.Recovered = r.recorder.Now()
+			r.faults = append(r.faults, f)
+			return
+		}
+		f.Recovered = r.recorder.Now()
+		r.faults = append(r.faults, f)
+	}
+}
+
+func (r *run) pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// bite looks whether the fault did what it should: who was silenced has answered nothing that was asked after it had set in. Those that have
+// to go on did.
+func (r *run) bite(f *report.Fault, harm nemesis.Harm) {
+	from := f.Done + settle
+	if f.End <= from {
+		return
+	}
+	n := r.recorder.OKs(from)
+	for _, i := range harm.Silenced {
+		if n[i] > 0 {
+			r.problems = append(r.problems, fmt.Sprintf("%s, but %s answered %d operations meanwhile: it did not bite", f.What, harness.PeerName(i), n[i]))
+		}
+	}
+	for _, i := range harm.Running {
+		if n[i] == 0 {
+			r.dead = append(r.dead, fmt.Sprintf("%s, and %s answered nothing from %s to %s", f.What, harness.PeerName(i), from.Round(time.Millisecond), f.End.Round(time.Millisecond)))
+		}
+	}
+}
+
+// recovered waits until every peer answers what was asked after a moment.
+func (r *run) recovered(ctx context.Context, since time.Duration) error {
+	limit, cancel := context.WithTimeout(ctx, recover)
+	defer cancel()
+	return harness.Poll(limit, func() error {
+		n := r.recorder.OKs(since)
+		for i := history.Anybody; i < r.target.Peers(); i++ {
+			if n[i] < 5 {
+				return fmt.Errorf("peer %d answered %d operations", i, n[i])
+			}
+		}
+		return nil
+	})
+}
+
+// judge ends the load, takes a last look and has everything checked.
+func (r *run) judge(ctx context.Context, l *loading) *report.Run {
+	length := r.recorder.Now()
+	l.stop()
+	l.wait.Wait()
+	var wait sync.WaitGroup
+	for _, final := range l.finals {
+		wait.Go(func() { final(ctx) })
+	}
+	wait.Wait()
+	limit, cancel := context.WithTimeout(ctx, recover)
+	defer cancel()
+	err := harness.Poll(limit, func() error {
+		err := r.target.Whole(limit, r.target.Operator)
+		if errors.Is(err, harness.ErrDiverged) {
+			cancel()
+		}
+		return err
+	})
+	ops := r.recorder.Ops()
+	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: build(), When: time.Now().UTC(),
+		Faults: r.faults, Invalid: r.problems, Ops: ops}
+	out.Violations = append(out.Violations, r.dead...)
+	if err != nil {
+		out.Violations = append(out.Violations, "at the end: "+err.Error())
+	}
+	note := func(name string, result check.Result) {
+		for _, v := range result.Violations {
+			out.Violations = append(out.Violations, name+": "+result.Checker+": "+v)
+		}
+		if result.Undecided != "" {
+			out.Invalid = append(out.Invalid, name+": "+result.Checker+": "+result.Undecided)
+		}
+		if result.Drawing != nil {
+			out.Drawings = append(out.Drawings, report.Drawing{Name: name, HTML: result.Drawing})
+		}
+	}
+	for _, w := range l.workloads {
+		for _, check := range w.Check {
+			note(w.Name, check(history.Of(ops, w.Name)))
+		}
+	}
+	note("all", check.Sealed(ops))
+	answered := map[int]int{}
+	for _, op := range ops {
+		if op.Outcome == history.OK {
+			answered[op.Peer]++
+		}
+	}
+	for i := range r.target.Peers() {
+		if want := int(length.Seconds() * least); answered[i] < want {
+			out.Invalid = append(out.Invalid, fmt.Sprintf("%s answered %d operations; fewer than %d mean nothing", harness.PeerName(i), answered[i], want))
+		}
+	}
+	if len(r.faults) == 0 && r.cell.Nemesis != "none" {
+		out.Invalid = append(out.Invalid, "no fault was done")
+	}
+	out.Decide()
+	return out
+}
+
+// build names the code of this program, which is that of the peers when they were built together.
+func build() string {
+	info, _ := debug.ReadBuildInfo()
+	revision, dirty := "unknown", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(12, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "+"
+		}
+	}
+	return revision + dirty
+}

@@ -1,0 +1,78 @@
+package workload
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/tests/harness"
+	"github.com/spike-ha/spike-ha/tests/jepsen/check"
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// Grants has an application read a secret at every peer while policies that allow it come and go.
+func Grants() Workload {
+	const path = "granted/secret"
+	policy := func(p *Process) string { return fmt.Sprintf("grants-%d", epoch(p.Recorder, 1500*time.Millisecond)%100) }
+	app := func(name string) string { return "/workload/" + name }
+	return Workload{Name: "grants", PerPeer: 2, Check: []check.Checker{check.Grants},
+		Setup: func(ctx context.Context, p *Process) error {
+			_, err := p.Client.Put(ctx, path, map[string]string{"v": "x"}, nil)
+			return err
+		},
+		New: func(p *Process, clients Clients) (step, final func(context.Context), err error) {
+			apps := map[string]*client.Client{} // one identity for each policy, so that no history is long
+			read := func(ctx context.Context, name string) {
+				if apps[name] == nil {
+					c, err := clients(app(name), p.Peer)
+					if err != nil {
+						return
+					}
+					apps[name] = c
+				}
+				p.do(ctx, history.Op{F: "read", Key: name}, func(ctx context.Context, op *history.Op) error {
+					_, _, err := apps[name].Get(ctx, path, 0)
+					switch secret.CodeOf(err) {
+					case "":
+						op.Out = "allowed"
+					case secret.CodeDenied:
+						op.Out = "denied"
+					default:
+						return err
+					}
+					return nil
+				})
+			}
+			last := ""
+			return func(ctx context.Context) {
+					last = policy(p)
+					switch p.Random.IntN(12) {
+					case 0:
+						p.do(ctx, history.Op{F: "grant", Key: last}, func(ctx context.Context, _ *history.Op) error {
+							_, err := p.Client.PutPolicy(ctx, client.Policy{Name: last, Permissions: []string{"read"}, Path: exact(path),
+								SPIFFEID: exact("spiffe://" + harness.TrustDomain + app(last))})
+							return err
+						})
+					case 1:
+						p.do(ctx, history.Op{F: "revoke", Key: last}, func(ctx context.Context, op *history.Op) error {
+							_, err := p.Client.DeletePolicy(ctx, last)
+							if secret.CodeOf(err) == secret.CodeNotFound {
+								op.Out = "not found"
+								return nil
+							}
+							return err
+						})
+					default:
+						read(ctx, last)
+					}
+				}, func(ctx context.Context) {
+					if last != "" {
+						read(ctx, last)
+					}
+				}, nil
+		}}
+}
+
+func exact(s string) secret.Pattern { return secret.Pattern{Kind: secret.Exact, Text: s} }

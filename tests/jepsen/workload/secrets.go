@@ -1,0 +1,146 @@
+package workload
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/tests/jepsen/check"
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// read reads a secret; one that is not there has version 0.
+func (p *Process) read(ctx context.Context, key string) history.Op {
+	return p.do(ctx, history.Op{F: "read", Key: key}, func(ctx context.Context, op *history.Op) error {
+		values, answer, err := p.Client.Get(ctx, key, 0)
+		if secret.CodeOf(err) == secret.CodeNotFound {
+			return nil
+		}
+		op.Out, op.Version = values["v"], int(answer.Version)
+		return err
+	})
+}
+
+// write writes one; what another version than the expected one refuses is done with "conflict".
+func (p *Process) write(ctx context.Context, f, key, in, value string, expect int) history.Op {
+	return p.do(ctx, history.Op{F: f, Key: key, In: in, Expect: expect}, func(ctx context.Context, op *history.Op) error {
+		var version *secret.Version
+		if expect != history.AnyVersion {
+			v := secret.Version(expect)
+			version = &v
+		}
+		answer, err := p.Client.Put(ctx, key, map[string]string{"v": value}, version)
+		if secret.CodeOf(err) == secret.CodeConflict && f == "write" {
+			op.Out = "conflict"
+			return nil
+		}
+		op.Version = int(answer.Version)
+		return err
+	})
+}
+
+// Registers reads, writes and compares-and-sets a few secrets.
+func Registers() Workload {
+	return Workload{Name: "registers", PerPeer: 3, Check: []check.Checker{check.Secrets},
+		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
+			key := func() string {
+				return fmt.Sprintf("registers/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(4))
+			}
+			last := ""
+			return func(ctx context.Context) {
+					last = key()
+					switch p.Random.IntN(6) {
+					case 0, 1, 2:
+						p.read(ctx, last)
+					case 3, 4:
+						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
+					default:
+						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), p.Random.IntN(30))
+					}
+				}, func(ctx context.Context) {
+					if last != "" {
+						p.read(ctx, last)
+					}
+				}, nil
+		}}
+}
+
+// Deletions writes, deletes, undeletes and reads.
+func Deletions() Workload {
+	return Workload{Name: "deletions", PerPeer: 2, Check: []check.Checker{check.Secrets},
+		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
+			last := ""
+			return func(ctx context.Context) {
+				last = fmt.Sprintf("deletions/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(2))
+				switch p.Random.IntN(8) {
+				case 0:
+					p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
+				case 1, 2:
+					p.do(ctx, history.Op{F: "delete", Key: last}, func(ctx context.Context, op *history.Op) error {
+						_, err := p.Client.Delete(ctx, last)
+						if secret.CodeOf(err) == secret.CodeNotFound {
+							op.Out = "not found"
+							return nil
+						}
+						return err
+					})
+				case 3:
+					v := secret.Version(1 + p.Random.IntN(4))
+					p.do(ctx, history.Op{F: "undelete", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, _ *history.Op) error {
+						_, err := p.Client.Undelete(ctx, last, v)
+						return err
+					})
+				default:
+					p.read(ctx, last)
+				}
+			}, func(ctx context.Context) { p.read(ctx, last) }, nil
+		}}
+}
+
+// Lists appends to a list in one secret, by compare-and-set of the whole.
+func Lists() Workload {
+	return Workload{Name: "lists", PerPeer: 2, Check: []check.Checker{check.Lists},
+		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
+			keys := map[string]bool{}
+			return func(ctx context.Context) {
+					key := fmt.Sprintf("lists/%d/%d", epoch(p.Recorder, 4*time.Second), p.Random.IntN(2))
+					keys[key] = true
+					seen := p.read(ctx, key)
+					if seen.Outcome != history.OK || p.Random.IntN(3) > 0 {
+						return
+					}
+					e := p.unique()
+					p.write(ctx, "append", key, e, strings.TrimPrefix(seen.Out+","+e, ","), seen.Version)
+				}, func(ctx context.Context) {
+					for key := range keys {
+						p.read(ctx, key)
+					}
+				}, nil
+		}}
+}
+
+// Sets adds secrets, and lists them all.
+func Sets() Workload {
+	list := func(ctx context.Context, p *Process) {
+		p.do(ctx, history.Op{F: "list"}, func(ctx context.Context, op *history.Op) error {
+			answer, err := p.Client.List(ctx, "sets")
+			op.Out = strings.Join(answer.Keys, ",")
+			return err
+		})
+	}
+	return Workload{Name: "sets", PerPeer: 1, Check: []check.Checker{check.Sets},
+		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
+			return func(ctx context.Context) {
+					if p.Random.IntN(40) == 0 {
+						list(ctx, p)
+						return
+					}
+					e := p.unique()
+					p.write(ctx, "add", "sets/"+e, e, e, history.AnyVersion)
+				}, func(ctx context.Context) {
+					list(ctx, p)
+				}, nil
+		}}
+}

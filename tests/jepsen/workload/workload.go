@@ -1,0 +1,79 @@
+// Package workload is what clients do to a cluster that is attacked. A workload
+// makes operations, records them, and names the checkers that judge them; it
+// retries nothing that it does not record.
+package workload
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/tests/jepsen/check"
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// Clients makes a client of a SPIFFE path that asks one peer, or any.
+type Clients func(path string, peer int) (*client.Client, error)
+
+// Process does one operation at a time.
+type Process struct {
+	ID, Peer int
+	Client   *client.Client // a superuser's
+	Random   *rand.Rand
+	Recorder *history.Recorder
+	Workload string
+	Final    bool // reads after the last fault is over
+	count    int
+}
+
+// attempt bounds one operation.
+const attempt = 1500 * time.Millisecond
+
+// do makes and records an operation.
+func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context, *history.Op) error) history.Op {
+	op.Workload, op.Process, op.Peer, op.Final = p.Workload, p.ID, p.Peer, p.Final
+	limit := attempt
+	if p.Final {
+		limit = 20 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return p.Recorder.Do(op, func(op *history.Op) {
+		err := do(ctx, op)
+		switch {
+		case err == nil:
+			op.Outcome = history.OK
+		case secret.CodeOf(err) == secret.CodeUnknown:
+			op.Outcome, op.Error = history.Unknown, err.Error()
+		default:
+			op.Outcome, op.Error = history.Failed, err.Error()
+		}
+	})
+}
+
+// unique is a value that nobody else uses.
+func (p *Process) unique() string {
+	p.count++
+	return fmt.Sprintf("%d-%d", p.ID, p.count)
+}
+
+// Workload is one kind of load.
+type Workload struct {
+	Name string
+	// PerPeer is how many processes ask each peer; as many ask anybody.
+	PerPeer int
+	// Setup is done once, before any process.
+	Setup func(ctx context.Context, p *Process) error
+	// New makes what a process does again and again, and at the end for a last look.
+	New   func(p *Process, clients Clients) (step, final func(context.Context), err error)
+	Check []check.Checker
+}
+
+// All are the workloads.
+func All() []Workload { return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants()} }
+
+// epoch is a number that changes each second or so, so that no key has a long history.
+func epoch(r *history.Recorder, every time.Duration) int { return int(r.Now() / every) }
