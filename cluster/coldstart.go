@@ -172,7 +172,7 @@ func (n *Node) seed(s Seeding) error {
 	return n.store.bolt.SetUint64([]byte("CurrentTerm"), s.Term)
 }
 
-// dropSeed removes what an attempt has left that was cut short: no marker speaks of it.
+// dropSeed removes the snapshots that an attempt has left which was cut short: no marker speaks of them.
 func dropSeed(dir string) error {
 	list, err := filepath.Glob(filepath.Join(dir, "snapshots", "*"))
 	for _, name := range list {

@@ -19,6 +19,7 @@ type vault struct {
 	mu      sync.Mutex
 	claims  map[uint64]Attempt
 	next    uint64
+	id      [16]byte
 	entries []string
 	claimed func(Attempt) error // what becomes of a claim that has succeeded
 	refuse  error               // claims are refused before anything happens
@@ -26,7 +27,7 @@ type vault struct {
 }
 
 func newVault(entries ...string) *vault {
-	return &vault{claims: map[uint64]Attempt{}, next: 8, entries: entries}
+	return &vault{claims: map[uint64]Attempt{}, next: 8, id: vaultID, entries: entries}
 }
 
 var vaultID = [16]byte{1, 2, 3}
@@ -44,7 +45,7 @@ func (o origin) Read(_ context.Context, begun *Attempt) (Seeding, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.reads++
-	s := Seeding{ClusterID: vaultID, Incarnation: o.next, Index: 1 << 20, Term: 6, StateIndex: 50, StateTerm: 5}
+	s := Seeding{ClusterID: o.id, Incarnation: o.next, Index: 1 << 20, Term: 6, StateIndex: 50, StateTerm: 5}
 	if begun != nil {
 		s.Incarnation = begun.Incarnation
 	}
@@ -128,6 +129,9 @@ func (c *testCluster) wholeAgain(v *vault) {
 	for id, n := range c.nodes {
 		if got, inc, ok := n.Identity(); !ok || got != vaultID || inc != 8 {
 			c.t.Errorf("%s is of %x, incarnation %d", id, got, inc)
+		}
+		if s := n.Status(); s.LastTerm <= 6 || s.LastIndex <= 1<<20 {
+			c.t.Errorf("%s goes on at entry %d of term %d, which the cluster before may have had", id, s.LastIndex, s.LastTerm)
 		}
 	}
 	eventually(c.t, "nobody is awaited any more", func() bool { return !takesIn(c.nodes[c.peers[0].ID].marker.Load()) })
@@ -236,6 +240,14 @@ func TestColdStartDropsHalfASeed(t *testing.T) {
 	c.restores(v, func(_ string, _ *Config, o *origin) { o.vault.refuse = errors.New("not now") })
 	c.startAll()
 	eventually(t, "the attempt is durable", func() bool { return attempting(c.nodes["n1"].marker.Load()) })
+	format := func() byte {
+		b, err := os.ReadFile(filepath.Join(c.dir, "n1", markerFile))
+		must(t, err)
+		return b[11]
+	}
+	if format() != 2 {
+		t.Error("a version before would go on and form an empty cluster")
+	}
 	n := c.nodes["n1"]
 	c.stop("n1")
 	must(t, n.openData(context.Background()))
@@ -245,6 +257,9 @@ func TestColdStartDropsHalfASeed(t *testing.T) {
 	c.restores(v, nil)
 	c.start("n1")
 	c.wholeAgain(v)
+	if format() != 1 {
+		t.Error("the format of a marker without an attempt changed")
+	}
 }
 
 // Two sets of peers begin from the same place: one does, and the other says why not, for good.
@@ -357,28 +372,25 @@ func TestColdStartRefuses(t *testing.T) {
 	})
 }
 
-// A peer that comes back with the data of before learns that the cluster began again, and never serves it.
+// Peers that come back with the data of before, and are a majority of before, learn that the cluster began again, and never serve it.
 func TestColdStartEndsThePeersOfBefore(t *testing.T) {
 	t.Parallel()
-	c, v := newTestCluster(t, "n1", "n2"), newVault("a")
-	c.startAll()
-	c.propose(c.leader(), "old")
-	c.same()
-	c.stop("n1")
-	c.stop("n2")
-	old := filepath.Join(c.dir, "old")
-	must(t, os.Rename(filepath.Join(c.dir, "n2"), old))
-	must(t, os.RemoveAll(filepath.Join(c.dir, "n1")))
-	marker, err := readMarker(old)
-	must(t, err)
-	marker.ClusterId, marker.Incarnation = vaultID[:], 7
-	must(t, writeMarker(old, marker))
-	for _, taken := range []bool{false, true} { // before it was taken in, and after
+	for _, taken := range []bool{false, true} { // before they were taken in, and after
 		t.Run(fmt.Sprint("taken in: ", taken), func(t *testing.T) {
-			d := newTestCluster(t, "n1", "n2")
+			t.Parallel()
+			c, v := newTestCluster(t, "n1", "n2", "n3"), newVault("a")
+			c.startAll()
+			c.propose(c.leader(), "old")
+			c.same()
+			was, _, _ := c.nodes["n1"].Identity()
+			c.stopAll()
+			for _, id := range []string{"n1", "n2", "n3"} {
+				must(t, os.Rename(filepath.Join(c.dir, id), filepath.Join(c.dir, id+".old")))
+			}
+			v.id = was
 			added := make(chan struct{})
 			var once sync.Once
-			d.restores(v, func(_ string, _ *Config, o *origin) {
+			c.restores(v, func(_ string, _ *Config, o *origin) {
 				o.hold = func(_ context.Context, _ string, promote bool) error {
 					if promote == taken {
 						once.Do(func() { close(added) })
@@ -387,18 +399,22 @@ func TestColdStartEndsThePeersOfBefore(t *testing.T) {
 					return nil
 				}
 			})
-			d.startAll()
+			c.startAll()
 			<-added
-			d.stop("n2")
-			must(t, os.RemoveAll(filepath.Join(d.dir, "n2")))
-			must(t, os.CopyFS(filepath.Join(d.dir, "n2"), os.DirFS(old)))
-			d.start("n2")
-			eventually(t, "the old peer ends", func() bool { return errors.Is(d.nodes["n2"].Err(), ErrSuperseded) })
-			delete(d.nodes, "n2")
-			if err := d.tryStart("n2"); !errors.Is(err, ErrSuperseded) {
-				t.Errorf("it starts again: %v", err)
+			for _, id := range []string{"n2", "n3"} {
+				c.stop(id)
+				must(t, os.RemoveAll(filepath.Join(c.dir, id)))
+				must(t, os.Rename(filepath.Join(c.dir, id+".old"), filepath.Join(c.dir, id)))
 			}
-			clear(v.claims)
+			c.start("n2", "n3")
+			for _, id := range []string{"n2", "n3"} {
+				eventually(t, id+" ends", func() bool { return errors.Is(c.nodes[id].Err(), ErrSuperseded) })
+				<-c.nodes[id].Done()
+				delete(c.nodes, id)
+				if err := c.tryStart(id); !errors.Is(err, ErrSuperseded) {
+					t.Errorf("%s starts again: %v", id, err)
+				}
+			}
 		})
 	}
 }

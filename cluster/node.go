@@ -105,12 +105,6 @@ func (n *Node) dialTimeout() time.Duration {
 
 // openData opens log and snapshots and checks all of them.
 func (n *Node) openData(ctx context.Context) error {
-	begun := attempting(n.marker.Load())
-	if begun {
-		if err := dropSeed(n.cfg.Dir); err != nil {
-			return err
-		}
-	}
 	var err error
 	if n.snapshots, err = raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, 2, raftLogger(n.log)); err != nil {
 		return fmt.Errorf("open the snapshots: %w", err)
@@ -137,7 +131,7 @@ func (n *Node) openData(ctx context.Context) error {
 		return err
 	}
 	switch phase := n.marker.Load().GetPhase(); {
-	case phase < peerpb.Phase_PHASE_READY && has && !begun: // begun: a term, at most
+	case phase < peerpb.Phase_PHASE_READY && has && !attempting(n.marker.Load()): // see seed
 		return fmt.Errorf("%w: %s has Raft data, but no marker says of which cluster", ErrForeignData, n.cfg.Dir)
 	case phase >= peerpb.Phase_PHASE_STARTED:
 		// Snapshots count as state for the library, but term and vote are in the log

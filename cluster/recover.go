@@ -317,7 +317,8 @@ func (n *Node) fence() {
 		}
 		conf := r.GetConfiguration().Configuration()
 		for _, p := range n.marker.Load().GetSuperseded() {
-			if _, back := find(conf, p.GetId()); back {
+			// A learner may have been added before what it has of before came back.
+			if s, back := find(conf, p.GetId()); back && s.Suffrage == raft.Voter {
 				continue
 			}
 			_, _ = n.askAdmit(n.ctx, p.GetId(), &peerpb.AdmitRequest{Id: n.cfg.ID, Scope: n.scope()})

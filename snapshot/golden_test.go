@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +54,9 @@ func writeGolden(t testing.TB, a *snapshot.Archive) {
 	}
 	must[snapshot.Item](t)(a.PutSegment(ctx, head(7, 11, 20), open{}, entriesOf(11, 20), nil))
 	must[snapshot.Item](t)(a.PutKeyring(ctx, head(7, 0, 12), []byte("sealed keyring")))
+	if err := a.Claim(ctx, claimed(7, 1)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // The bytes of each kind of object, and their reading.
@@ -105,6 +109,11 @@ func TestGolden(t *testing.T) {
 			}) {
 				t.Errorf("%v, %v", list, err)
 			}
+		case snapshot.Claim:
+			want.Last, want.Term, want.Level = 0, 0, 0
+			if c, err := a.ReadClaim(ctx, item); err != nil || !reflect.DeepEqual(c, claimed(7, 1)) {
+				t.Errorf("%+v, %v", c, err)
+			}
 		case snapshot.Keyring:
 			if _, b, err := a.ReadKeyring(ctx, item); err != nil || string(b) != "sealed keyring" {
 				t.Errorf("%q, %v", b, err)
@@ -154,6 +163,8 @@ func FuzzObject(f *testing.F) {
 					last = e.Index
 					return nil
 				})
+			case snapshot.Claim:
+				_, err = a.ReadClaim(ctx, item)
 			case snapshot.Keyring:
 				_, _, err = a.ReadKeyring(ctx, item)
 			}

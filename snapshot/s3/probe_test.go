@@ -66,6 +66,15 @@ func TestProbe(t *testing.T) {
 		want := all
 		want.Conditional = s3.No
 		same(t, got, want)
+		if err := open(t, p.URL("ignorant")).Exclusive(t.Context(), "p"); !errors.Is(err, snapshot.ErrNotExclusive) {
+			t.Errorf("exclusive: %v", err)
+		}
+		if err := open(t, s.Bucket(t, "exclusive")).Exclusive(t.Context(), "p"); err != nil {
+			t.Errorf("not exclusive: %v", err)
+		}
+		if err := open(t, s.Bucket(t, "unconditional")+"&conditional=false").Exclusive(t.Context(), "p"); !errors.Is(err, snapshot.ErrNotExclusive) {
+			t.Errorf("exclusive without conditions: %v", err)
+		}
 		if !strings.Contains(got.String(), "conditional=false") {
 			t.Errorf("no advice:\n%v", got)
 		}

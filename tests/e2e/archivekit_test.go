@@ -23,6 +23,8 @@ import (
 type archiveLoad struct {
 	c    *brokenCluster
 	stop chan struct{}
+	ctx  context.Context // of the writes
+	end  func()          // gives up those under way
 	wg   sync.WaitGroup
 
 	mu              sync.Mutex
@@ -31,6 +33,7 @@ type archiveLoad struct {
 
 func (c *brokenCluster) load(super *client.Client) *archiveLoad {
 	l := &archiveLoad{c: c, stop: make(chan struct{}), written: map[string]time.Time{}, purged: map[string]time.Time{}}
+	l.ctx, l.end = context.WithCancel(ctx)
 	for w := range 3 {
 		l.wg.Go(func() {
 			for n := 0; ; n++ {
@@ -48,7 +51,7 @@ func (c *brokenCluster) load(super *client.Client) *archiveLoad {
 }
 
 func (l *archiveLoad) write(super *client.Client, path, old string, purge bool) {
-	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
+	limit, cancel := context.WithTimeout(l.ctx, 20*time.Second)
 	defer cancel()
 	if _, err := super.Put(limit, path, map[string]string{"v": path}, nil); err != nil {
 		return
@@ -90,6 +93,7 @@ func (l *archiveLoad) loseEverything() (end time.Time) {
 		l.c.Peer(i).Kill()
 	}
 	close(l.stop)
+	l.end()
 	for i := range 3 {
 		l.c.Keeper(i).Kill()
 	}
