@@ -170,6 +170,7 @@ func (s *Server) nativeRoutes(routes map[string]http.HandlerFunc) {
 	routes[client.RouteHealth] = s.health
 	s.keeperRoutes(routes)
 	routes[client.RouteSnapshotRestore] = s.restoreLive()
+	s.archiveRoutes(routes)
 }
 
 // begin authenticates and checks the form of a native request. It answers itself
@@ -279,7 +280,8 @@ func keysAnswer(k store.KeyStatus) client.KeysAnswer {
 }
 
 func settingsAnswer(s store.Settings) client.Settings {
-	return client.Settings{MaxVersions: s.MaxVersions, StateLimitBytes: s.StateLimitBytes, WireRecovery: s.WireRecovery, IndexReads: s.IndexReads, Index: s.Index}
+	return client.Settings{MaxVersions: s.MaxVersions, StateLimitBytes: s.StateLimitBytes, WireRecovery: s.WireRecovery, IndexReads: s.IndexReads, Index: s.Index,
+		ArchiveSnapshotSeconds: s.ArchiveSnapshotSeconds, ArchiveDrillSeconds: s.ArchiveDrillSeconds, Retention: client.Retention(s.Retention)}
 }
 
 func policyAnswer(p secret.Policy) client.Policy {

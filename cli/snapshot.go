@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/spike-ha/spike-ha/node"
+	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/snapshot"
 	"github.com/spike-ha/spike-ha/store"
 )
@@ -21,15 +23,16 @@ import (
 // snapshotCommand works on archives without a cluster: with the bucket's credentials, and recovery shares for
 // what is encrypted.
 func snapshotCommand() *cli.Command {
+	incarnation := &cli.Uint64Flag{Name: "incarnation", Usage: "`NUMBER` of the incarnation (default: the newest)"}
 	archive := []cli.Flag{
-		&cli.StringFlag{Name: "archive", EnvVars: []string{"SPIKE_NEXUS_ARCHIVE"}, Usage: "`URL` of the archive: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…", Required: true},
+		&cli.StringFlag{Name: "archive", EnvVars: []string{"SPIKE_NEXUS_ARCHIVE"}, Usage: "`URL` of the archive: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…, or a single-file archive: FILE.tar", Required: true},
 		&cli.StringFlag{Name: "cluster", Usage: "`ID` of the cluster, when the archive holds several"},
 	}
 	reading := append(archive[:2:2],
 		&cli.StringSliceFlag{Name: "share", Aliases: []string{"s"}, Usage: "`FILE` of a recovery share; as many as the share set needs"},
 		&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "`FILE` of the private key that a share is encrypted to; may be repeated"},
 		passphraseFlag("one line for each share that is encrypted to one"),
-		&cli.Uint64Flag{Name: "incarnation", Usage: "`NUMBER` of the incarnation (default: the newest)"},
+		incarnation,
 		&cli.StringFlag{Name: "at", Usage: "`INDEX|TIME` to go back to, the time as 2026-01-31T15:04:05Z (default: the newest)"},
 	)
 	optional := *archive[0].(*cli.StringFlag)
@@ -49,7 +52,8 @@ func snapshotCommand() *cli.Command {
 		&cli.IntFlag{Name: "monthly", Value: snapshot.DefaultRetention.Monthly, Usage: "`NUMBER` of months"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "say what would be deleted, and delete nothing"},
 		yesFlag())
-	return &cli.Command{Name: "snapshot", Usage: "archives in a directory or bucket: list, verify, restore", Subcommands: []*cli.Command{
+	return &cli.Command{Name: "snapshot", Usage: "archives in a directory, bucket or file: list, show, verify, restore without a cluster; save, drill, schedule with one", Subcommands: append(careCommands(), []*cli.Command{
+		{Name: "show", Usage: "say all that is known of a snapshot or segment, and where it stands; no keys are needed", ArgsUsage: "NAME|INDEX", Flags: append(archive[:2:2], incarnation), Action: showSnapshot},
 		{Name: "list", Usage: "list the snapshots, and how far the log goes on from each", Flags: archive, Action: listSnapshots},
 		{Name: "verify", Usage: "read everything: authentic, without a gap, each record decrypted", Flags: reading, Action: verifyArchive,
 			Description: "Exit status 2 says that something is wrong with the archive."},
@@ -60,7 +64,7 @@ func snapshotCommand() *cli.Command {
 				"index from its oldest snapshot on. Objects that the store's own retention keeps are counted, and stay."},
 		{Name: "restore", Usage: "make the first peer of a new cluster from an archive, or take a running cluster back (--live)", Flags: restore, Action: restoreCommand,
 			Description: restoreDescription},
-	}}
+	}...)}
 }
 
 // reading is what the flags say of an archive.
@@ -68,7 +72,12 @@ func reading(c *cli.Context) (r node.ArchiveReading, err error) {
 	if err := errors.Join(checkFormat(c), arguments(c, 0, 0)); err != nil {
 		return r, err
 	}
-	if r.Archive, err = node.OpenArchive(c.Context, c.String("archive"), ""); err != nil {
+	return readingOf(c)
+}
+
+// readingOf is reading for a command that checks its arguments itself.
+func readingOf(c *cli.Context) (r node.ArchiveReading, err error) {
+	if r.Archive, err = openArchive(c); err != nil {
 		return r, usage("%v", err)
 	}
 	if id := c.String("cluster"); id != "" {
@@ -79,6 +88,19 @@ func reading(c *cli.Context) (r node.ArchiveReading, err error) {
 		r.Cluster = [16]byte(b)
 	}
 	return r, nil
+}
+
+// openArchive opens what --archive names; a single-file archive stays open as long as spikectl runs.
+func openArchive(c *cli.Context) (*snapshot.Archive, error) {
+	name := c.String("archive")
+	if strings.Contains(name, "://") || !strings.HasSuffix(name, ".tar") {
+		return node.OpenArchive(c.Context, name, "")
+	}
+	file, err := snapshot.OpenTar(name)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.New(file, "", ""), nil
 }
 
 // snapshotRow is one snapshot of 'snapshot list'.
@@ -200,7 +222,7 @@ func verifyArchive(c *cli.Context) error {
 	report, err := node.VerifyArchive(c.Context, r)
 	endProgress(c)
 	if err != nil {
-		return remote(err)
+		return remote(advised(err))
 	}
 	document := archiveReportOf(report)
 	return show(c, document, func(w io.Writer) { document.print(w) })
@@ -228,7 +250,7 @@ func restoreArchive(c *cli.Context) error {
 		ID: c.String("id"), Address: c.String("peer-address"), Who: whoAmI()})
 	endProgress(c)
 	if err != nil {
-		return remote(err)
+		return remote(advised(err))
 	}
 	document := archiveReportOf(report)
 	document.Restored = incarnation
@@ -257,7 +279,7 @@ func pruneArchive(c *cli.Context) error {
 	verified, err := node.VerifyArchive(c.Context, r)
 	endProgress(c)
 	if err != nil {
-		return remote(fmt.Errorf("nothing was deleted, because what would stay does not verify: %w", err))
+		return remote(fmt.Errorf("nothing was deleted, because what would stay does not verify: %w", advised(err)))
 	}
 	list, err := r.Archive.List(c.Context, verified.Cluster)
 	if err != nil {
@@ -311,6 +333,24 @@ func probeArchive(c *cli.Context) error {
 			fmt.Fprintf(c.App.ErrWriter, "left there: %s\n", name)
 		}
 	})
+}
+
+// advised says what to do about an archive that cannot be read. No Keeper is asked here, so that none can help.
+func advised(err error) error {
+	var few *seal.NotEnoughError
+	var gap *snapshot.GapError
+	switch {
+	case errors.As(err, &few):
+		return hinted{fmt.Errorf("%d of the %d recovery shares that open the archive were given", few.Good, few.Needed),
+			"give the files of different shares of the cluster's present share set, each with its own --share, and the keys that they are encrypted to with --identity"}
+	case errors.As(err, &gap):
+		return hinted{err, fmt.Sprintf("'--at %d' goes as far as the log does; 'spikectl snapshot list' shows the snapshots from which it goes on", gap.Have)}
+	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, snapshot.ErrFormat), errors.Is(err, snapshot.ErrForeign):
+		return hinted{err, "go back to before that object with --at ('spikectl snapshot list'), or restore it from a copy of the bucket; a running cluster makes a new beginning with 'spikectl snapshot save'"}
+	case errors.Is(err, snapshot.ErrNothing), errors.Is(err, snapshot.ErrNoKeyring):
+		return hinted{err, "check --archive, its prefix, and --incarnation: 'spikectl snapshot list' shows what is there"}
+	}
+	return err
 }
 
 // remote marks a failure of a store or an archive as of the other side.

@@ -109,12 +109,30 @@ func archiveText(peers []client.PeerStatus) (text string) {
 	return text
 }
 
+// drillText says when the archive was proven last.
+func drillText(s client.Status) string {
+	text := ", never verified"
+	if s.Verified != nil {
+		text = ", last verified snapshot " + shortTime(s.Verified.Time)
+	}
+	if s.Drill != nil && !s.Drill.OK {
+		text += "; LAST DRILL FAILED: " + s.Drill.Reason
+	}
+	for _, p := range s.Peers {
+		if p.Archive != nil && p.Archive.Pruned != nil && p.Archive.Pruned.Forbidden {
+			text += "; the store lets the peers delete nothing, so retention is somebody else's"
+		}
+	}
+	return text
+}
+
 func printStatus(w io.Writer, s client.Status) {
 	fmt.Fprintf(w, "Cluster   %s, incarnation %d: %s\n", orDash(s.ClusterID), s.Incarnation, clusterState(s))
 	fmt.Fprintf(w, "Leader    %s, term %d; can lose %s\n", orDash(s.Leader), s.Term, count(s.Tolerance, "more peer"))
 	fmt.Fprintf(w, "State     %s, %s, %s of %s\n", count(s.Secrets, "secret"), countAs(s.Policies, "policy", "policies"), bytesText(s.StateBytes), bytesText(s.StateLimit))
 	fmt.Fprintf(w, "Keepers   %s, threshold %d\n", goodOf(s.Keepers), s.Threshold)
 	if text := archiveText(s.Peers); text != "" {
+		text += drillText(s)
 		fmt.Fprintf(w, "Archive   %s\n", text)
 	}
 	for _, a := range s.Alarms {

@@ -112,6 +112,8 @@ type Config struct {
 	// Listeners, when not nil, are used instead of the addresses: for programs
 	// that run several peers in one process.
 	APIListener, PeerListener net.Listener `yaml:"-"`
+	// Now, when not nil, is the clock: for tests, which do not wait.
+	Now func() time.Time `yaml:"-"`
 }
 
 // Default returns the defaults.

@@ -212,7 +212,11 @@ func (m metrics) keepers(s sink) {
 
 func (m metrics) archive(s sink) {
 	st := m.n.archiveStatus()
-	if st == nil || !st.Active {
+	if st == nil {
+		return
+	}
+	m.drills(s)
+	if !st.Active {
 		return
 	}
 	s.gauge("spike_archive_behind_seconds", "How old the oldest change can be that is not in the archive, which would be lost with all peers; on the peer that ships.", st.BehindSeconds)
@@ -221,6 +225,21 @@ func (m metrics) archive(s sink) {
 	if st.Snapshot > 0 {
 		s.gauge("spike_archive_snapshot_timestamp_seconds", "When the newest snapshot went into the archive.", float64(st.SnapshotTime.Unix()))
 	}
+}
+
+// drills are shown by every peer that has an archive: they are part of the state.
+func (m metrics) drills(s sink) {
+	view := m.n.machine.View()
+	_, every, _ := careOf(view)
+	s.gauge("spike_archive_drill_interval_seconds", "Time between two drills of the archive; 0: none are made.", every.Seconds())
+	verified := 0.0
+	if d := fsm.LastGoodDrill(view.Drills()); d != nil {
+		verified = float64(d.Time) / 1e9
+	}
+	s.gauge("spike_archive_drill_success_timestamp_seconds", "When the archive was last restored in a drill; 0: never.", verified)
+	last := newestDrill(view)
+	s.gauge("spike_archive_drill_failed", "1 when the last drill of the archive failed.", boolean(last.GetReason() != ""))
+	s.gauge("spike_archive_drill_seconds", "How long the last drill took.", float64(last.GetMilliseconds())/1000)
 }
 
 func (m metrics) requests(s sink, stats api.Stats) {

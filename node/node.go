@@ -17,6 +17,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,9 +26,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spike-ha/spike-ha/api"
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
+	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/identity"
 	"github.com/spike-ha/spike-ha/seal"
 	"github.com/spike-ha/spike-ha/seal/keeper"
@@ -69,6 +73,9 @@ type Node struct {
 
 	tolerance               look[int]                        // of failures; the leader's
 	shipper                 atomic.Pointer[snapshot.Shipper] // nil: this peer does not ship
+	saves                   errand[snapshot.Item]            // of the peer that ships
+	drills                  errand[*fsmpb.Drill]             // of any peer
+	pruned                  atomic.Pointer[client.Pruned]    // what retention came to last; the leader's
 	keeperLook              look[[]keeperSeen]               // of the peer that looks after them
 	looks                   keeperLooks                      // of any peer
 	anchors, anchorFailures atomic.Uint64                    // of the audit chain
@@ -94,6 +101,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 		return nil, err
 	}
 	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), up: make(chan struct{}), looks: keeperLooks{contact: make(map[string]time.Time)}, collector: seal.NewCollector()}
+	if cfg.Now != nil {
+		n.now = cfg.Now
+	}
 	n.domains, _ = cfg.Domains()
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
@@ -117,6 +127,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	if err := n.makeKeepers(); err != nil {
 		return nil, err
 	}
+	if err := os.RemoveAll(filepath.Join(cfg.DataDir, "spool")); err != nil { // what a crash has left there
+		return nil, err
+	}
 	if err := n.findSeal(); err != nil {
 		return nil, err
 	}
@@ -135,9 +148,10 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcRestore, n.answerRestore)
 	n.cluster.Handle(rpcWake, n.answerWake)
 	n.cluster.Handle(rpcDrain, answerOnOff(n.answerDrain))
+	n.cluster.Handle(rpcSave, n.answerSave)
 	n.cluster.Handle(rpcSeal, answerOnOff(n.answerSeal))
 	n.machine.Observe(sealWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping, n.caring} {
 		n.loops.Go(loop)
 	}
 	close(n.up)

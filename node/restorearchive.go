@@ -164,15 +164,21 @@ func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snaps
 	return a.replay(ctx, r, plan)
 }
 
+// reportOf is what is known of a plan before any of it was read.
+func reportOf(cluster [16]byte, plan snapshot.Plan) ArchiveReport {
+	return ArchiveReport{Cluster: cluster, Incarnation: plan.Snapshot.Incarnation, Snapshot: snapshot.Header{Last: plan.Snapshot.Last}, Name: plan.Snapshot.Name, Segments: len(plan.Segments)}
+}
+
 // replay reads what the plan says, and opens every record of what it comes to.
 func (a *openedArchive) replay(ctx context.Context, r ArchiveReading, plan snapshot.Plan) error {
+	a.report = reportOf(r.Cluster, plan)
 	h, entries, err := r.Archive.Replay(ctx, plan, archiveCipher{a.seal}, archiveMachine{a.machine, r.Cluster}, r.Progress)
 	if err != nil {
 		return err
 	}
 	view := a.machine.View()
-	a.report = ArchiveReport{Cluster: r.Cluster, Incarnation: plan.Snapshot.Incarnation, Snapshot: h, Name: plan.Snapshot.Name, Segments: len(plan.Segments), Entries: entries,
-		Index: plan.Last, Term: view.Term(), Level: view.Level(), Secrets: view.SecretCount(), Policies: view.PolicyCount()}
+	a.report.Snapshot, a.report.Entries, a.report.Index, a.report.Term, a.report.Level = h, entries, plan.Last, view.Term(), view.Level()
+	a.report.Secrets, a.report.Policies = view.SecretCount(), view.PolicyCount()
 	a.report.Data, _ = view.Hashes()
 	return a.decryptAll(ctx)
 }

@@ -3,8 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -60,7 +58,7 @@ func (n *Node) archiveStatus() *client.ArchiveStatus {
 		return &client.ArchiveStatus{Location: n.cfg.archiveName()}
 	}
 	st := s.Status()
-	return &client.ArchiveStatus{Active: true, Location: n.cfg.archiveName(), Shipped: st.Shipped, BehindSeconds: st.Behind.Seconds(),
+	return &client.ArchiveStatus{SnapshotSeconds: s.Interval().Seconds(), Pruned: n.pruned.Load(), Active: true, Location: n.cfg.archiveName(), Shipped: st.Shipped, BehindSeconds: st.Behind.Seconds(),
 		Snapshot: st.Snapshot.Last, SnapshotTime: st.Snapshot.Modified, Error: st.Error, Since: st.Since}
 }
 
@@ -74,14 +72,14 @@ func (n *Node) newShipper(commits *snapshot.Commits) (*snapshot.Shipper, error) 
 		return nil, err
 	}
 	return snapshot.NewShipper(snapshot.ShipperConfig{Archive: archive, Source: archiveSource{n}, Commits: commits, Cipher: archiveCipher{n.seal},
-		Cluster: id, Incarnation: incarnation, Peer: n.cfg.ID, SnapshotEvery: n.cfg.ArchiveSnapshotEvery, Logger: n.log.With("part", "archive"), Now: n.now}), nil
+		Cluster: id, Incarnation: incarnation, Peer: n.cfg.ID, SnapshotEvery: n.cfg.ArchiveSnapshotEvery, Interval: n.snapshotEvery, Logger: n.log.With("part", "archive"), Now: n.now}), nil
 }
 
 // openArchive opens the configured archive. Snapshots on their way are spooled in
-// the data directory, as ciphertext; what a crash has left of them there goes.
+// the data directory.
 func (n *Node) openArchive() (*snapshot.Archive, error) {
-	spool := filepath.Join(n.cfg.DataDir, "spool")
-	if err := errors.Join(os.RemoveAll(spool), os.MkdirAll(spool, 0o700)); err != nil {
+	spool, err := n.spool()
+	if err != nil {
 		return nil, err
 	}
 	return OpenArchive(n.ctx, n.cfg.Archive, spool)

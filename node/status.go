@@ -62,6 +62,7 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	wait.Go(func() { out.Peers = n.askPeers(status.Members) })
 	wait.Go(func() { out.Keepers, out.Alarms = n.keeperStatus(asked) })
 	wait.Wait()
+	n.drillStatus(view, &out)
 	for i := range out.Peers {
 		if a, ok := view.Anchor(out.Peers[i].ID); ok {
 			out.Peers[i].AuditAnchor = audit.Anchor{Count: a.Count, Head: [32]byte(a.Head)}.String()

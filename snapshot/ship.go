@@ -42,6 +42,8 @@ type ShipperConfig struct {
 	SegmentBytes int
 	// SnapshotEvery is the age at which a snapshot has a successor, when anything has changed (1 h).
 	SnapshotEvery time.Duration
+	// Interval, when it is not nil and above 0, is asked each time and goes before SnapshotEvery.
+	Interval func() time.Duration
 	// MaxBackoff bounds the pause after an error (30 s).
 	MaxBackoff time.Duration
 	Logger     *slog.Logger
@@ -248,18 +250,35 @@ func (s *Shipper) shipKeyring(ctx context.Context) error {
 func (s *Shipper) due() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.snapping && s.status.Shipped > s.status.Snapshot.Last && s.cfg.Now().Sub(s.status.Snapshot.Modified) >= s.cfg.SnapshotEvery
+	return !s.snapping && s.status.Shipped > s.status.Snapshot.Last && s.cfg.Now().Sub(s.status.Snapshot.Modified) >= s.Interval()
+}
+
+// Interval is the age at which a snapshot has a successor now.
+func (s *Shipper) Interval() time.Duration {
+	if s.cfg.Interval != nil {
+		if d := s.cfg.Interval(); d > 0 {
+			return d
+		}
+	}
+	return s.cfg.SnapshotEvery
 }
 
 // snapshot puts the present state into the archive.
 func (s *Shipper) snapshot(ctx context.Context) (uint64, error) {
+	item, err := s.Save(ctx)
+	return item.Last, err
+}
+
+// Save puts the present state into the archive now, whether Run runs or not. Errors: those of PutSnapshot, but for ErrExists: then the
+// archive has just that state.
+func (s *Shipper) Save(ctx context.Context) (Item, error) {
 	h, write := s.cfg.Source.State()
 	if h.Level == 0 {
-		return 0, fmt.Errorf("snapshot: there is no state to archive yet")
+		return Item{}, fmt.Errorf("snapshot: there is no state to archive yet")
 	}
 	item, _, err := s.cfg.Archive.PutSnapshot(ctx, s.header(h), s.cfg.Cipher, write, s.shipKeyring)
 	if err != nil && !errors.Is(err, ErrExists) {
-		return 0, err
+		return Item{}, err
 	}
 	item.Modified = s.cfg.Now()
 	s.set(func(st *Shipping) {
@@ -268,5 +287,5 @@ func (s *Shipper) snapshot(ctx context.Context) (uint64, error) {
 		}
 		st.Shipped = max(st.Shipped, item.Last)
 	})
-	return item.Last, nil
+	return item, nil
 }

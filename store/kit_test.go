@@ -41,6 +41,26 @@ type world struct {
 // operator always succeeds.
 type operator struct{ w *world }
 
+func (operator) SaveSnapshot(context.Context, [16]byte) (store.SavedSnapshot, error) {
+	return store.SavedSnapshot{Done: true, Index: 7}, nil
+}
+
+func (operator) ExportSnapshot(_ context.Context, begin func(int64) (io.Writer, error)) (store.SavedSnapshot, error) {
+	w, err := begin(5)
+	if err == nil {
+		_, err = io.WriteString(w, "a tar")
+	}
+	return store.SavedSnapshot{Done: true}, err
+}
+
+func (operator) DrillArchive(_ context.Context, id [16]byte) (store.Drill, error) {
+	return store.Drill{Done: true, OK: true, ID: id}, nil
+}
+
+func (operator) ArchiveCare(context.Context) (store.ArchiveCare, error) {
+	return store.ArchiveCare{Archive: "file:///a"}, nil
+}
+
 func (operator) Initialise(context.Context, int, int, bool) error { return nil }
 
 func (o operator) RecoveryShares(context.Context) ([]store.RecoveryShare, error) {

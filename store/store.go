@@ -102,6 +102,7 @@ type Operator interface {
 	// Keepers describes the Keepers; with prove, as they prove themselves now:
 	// CodeSealed when this peer cannot tell.
 	Keepers(ctx context.Context, prove bool) (KeeperList, error)
+	Archivist
 }
 
 // KeyStatus describes the keys of the cluster, without the keys.

@@ -441,8 +441,11 @@ func (c *Client) attempt(ctx context.Context, peer, method, route string, body [
 	if deadline, ok := ctx.Deadline(); ok && len(c.peers) > 1 { // a peer that says nothing leaves time for another
 		limit = min(limit, max(lastTry, time.Until(deadline)/2))
 	}
-	if route == RouteKeyRekey {
+	switch route {
+	case RouteKeyRekey:
 		limit = max(limit, rekeyAttempt)
+	case RouteSnapshotSave, RouteSnapshotDrill:
+		limit = max(limit, errandAttempt)
 	}
 	return c.attemptWithin(ctx, limit, peer, method, route, body, writeID)
 }

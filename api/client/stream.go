@@ -33,6 +33,12 @@ func (c *Client) DecryptStream(ctx context.Context, sealed io.Reader) (io.ReadCl
 }
 
 func (c *Client) stream(ctx context.Context, route string, body io.Reader) (io.ReadCloser, error) {
+	answer, _, err := c.streamOf(ctx, route, body)
+	return answer, err
+}
+
+// streamOf is stream with the size of the answer; -1 when the peer does not say it.
+func (c *Client) streamOf(ctx context.Context, route string, body io.Reader) (io.ReadCloser, int64, error) {
 	patient, cancel := context.WithTimeout(ctx, c.cfg.Patience) // until a peer takes it, and no longer
 	defer cancel()
 	for try := 0; ; try++ {
@@ -41,15 +47,15 @@ func (c *Client) stream(ctx context.Context, route string, body io.Reader) (io.R
 		answer, err := s.begin(ctx, c, route)
 		if err == nil {
 			c.prefer.Store(uint32(at))
-			return answer, nil
+			return answer, s.size, nil
 		}
 		switch secret.CodeOf(err) {
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded:
 		default:
-			return nil, err
+			return nil, 0, err
 		}
 		if s.touched.Load() || ctx.Err() != nil || !pause(patient, try, len(c.peers)) {
-			return nil, unavailable(err)
+			return nil, 0, unavailable(err)
 		}
 	}
 }
@@ -61,6 +67,7 @@ type stream struct {
 	cancel  context.CancelCauseFunc
 	stop    func() // ends the watch
 	answer  io.ReadCloser
+	size    int64        // of the answer; -1: unknown
 	touched atomic.Bool  // something was asked of body, so there is no other attempt
 	asking  atomic.Int32 // 1 while body is waited for, which is no fault of the peer's
 	reading atomic.Int32 // 1 while the peer is waited for
@@ -72,15 +79,21 @@ var errStalled = errors.New("nothing moved for too long")
 func (s *stream) begin(ctx context.Context, c *Client, route string) (io.ReadCloser, error) {
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	// A peer is asked first (100-continue): what it refuses is not sent.
-	unanswered := time.AfterFunc(c.cfg.Attempt, func() { s.cancel(errStalled) })
+	patience, body := c.cfg.Attempt, io.ReadCloser(io.NopCloser((*source)(s)))
+	if s.body == http.NoBody { // nothing to be asked for: the peer gets its answer ready meanwhile
+		patience, body = stalled, http.NoBody
+	}
+	unanswered := time.AfterFunc(patience, func() { s.cancel(errStalled) })
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got100Continue: func() { unanswered.Stop() }})
 	defer unanswered.Stop()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, s.peer+route, io.NopCloser((*source)(s)))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, s.peer+route, body)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Content-Type", "application/octet-stream")
-	request.Header.Set("Expect", "100-continue")
+	if body != http.NoBody {
+		request.Header.Set("Expect", "100-continue")
+	}
 	s.stop = s.watch()
 	s.reading.Add(1)
 	response, err := c.http.Do(request)
@@ -101,7 +114,7 @@ func (s *stream) begin(ctx context.Context, c *Client, route string) (io.ReadClo
 		}
 		return nil, failure(response.StatusCode, message)
 	}
-	s.answer = response.Body
+	s.answer, s.size = response.Body, response.ContentLength
 	return s, nil
 }
 

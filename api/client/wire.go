@@ -277,6 +277,11 @@ type Settings struct {
 	WireRecovery    bool   `json:"wireRecovery"` // recovery shares in the clear on the SPIKE wire
 	IndexReads      bool   `json:"indexReads"`   // reads of level "index"
 	Index           uint64 `json:"index"`
+
+	// Of the archive: 'spikectl snapshot schedule'.
+	ArchiveSnapshotSeconds uint64    `json:"archiveSnapshotSeconds"` // 0: as each peer is configured
+	ArchiveDrillSeconds    uint64    `json:"archiveDrillSeconds"`    // 0: never
+	Retention              Retention `json:"retention"`
 }
 
 // SettingsRequest names the settings to change.
@@ -285,6 +290,14 @@ type SettingsRequest struct {
 	StateLimitBytes *uint64 `json:"stateLimitBytes,omitempty"`
 	WireRecovery    *bool   `json:"wireRecovery,omitempty"`
 	IndexReads      *bool   `json:"indexReads,omitempty"`
+
+	ArchiveSnapshotSeconds *uint64 `json:"archiveSnapshotSeconds,omitempty"`
+	ArchiveDrillSeconds    *uint64 `json:"archiveDrillSeconds,omitempty"`
+	KeepHourly             *uint32 `json:"keepHourly,omitempty"`
+	KeepDaily              *uint32 `json:"keepDaily,omitempty"`
+	KeepWeekly             *uint32 `json:"keepWeekly,omitempty"`
+	KeepMonthly            *uint32 `json:"keepMonthly,omitempty"`
+	KeepMinimum            *uint32 `json:"keepMinimum,omitempty"`
 }
 
 // Reasons of a conflict that pass with time.
@@ -351,6 +364,9 @@ type ArchiveStatus struct {
 	SnapshotTime  time.Time `json:"snapshotTime"`
 	Error         string    `json:"error,omitempty"` // of the last attempt, until one succeeds
 	Since         time.Time `json:"since"`           // when an attempt succeeded last
+
+	SnapshotSeconds float64 `json:"snapshotSeconds"`  // age at which the newest snapshot has a successor
+	Pruned          *Pruned `json:"pruned,omitempty"` // what retention did last, as long as this peer leads
 }
 
 // RestoreAnswer says how far a restore has come.
@@ -417,6 +433,9 @@ type Status struct {
 	Peers       []PeerStatus   `json:"peers"`
 	Keepers     []KeeperStatus `json:"keepers"`
 	Alarms      []Alarm        `json:"alarms,omitempty"` // of the cluster as a whole; see PeerStatus for those of a peer
+	// Drill is the last restore of the archive that was tried, and Verified the last one that succeeded; null: there was none.
+	Drill    *DrillAnswer `json:"drill,omitempty"`
+	Verified *DrillAnswer `json:"verified,omitempty"`
 }
 
 // PeerStatus is one peer; Reachable false leaves only what the asked one knows.
@@ -456,7 +475,7 @@ type PeerStatus struct {
 // Alarm is something that goes on at a peer and wants an operator. It ends when
 // its cause does.
 type Alarm struct {
-	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls, memory-not-locked; of the cluster: keepers-few
+	Kind   string    `json:"kind"` // snapshot-loop, disk-stalls, memory-not-locked; of the cluster: keepers-few, archive-drill-failed
 	Detail string    `json:"detail"`
 	Since  time.Time `json:"since"`
 }
