@@ -9,7 +9,7 @@ export GOEXPERIMENT ?= runtimesecret
 PROTOS  := fsm/fsmpb/fsm.proto cluster/internal/peerpb/peer.proto seal/internal/sealpb/seal.proto snapshot/internal/archivepb/archive.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev demo test test-long test-minio jepsen jepsen-full jepsen-soak bench bench-all fuzz lint fmt proto pins clean
+.PHONY: help build dev demo test test-long test-minio jepsen jepsen-full jepsen-soak jepsen-must-fail bench bench-all fuzz lint fmt proto pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ jepsen-full: build ## every nemesis; RESUME=true goes on where it was
 
 jepsen-soak: build ## random nemeses for HOURS hours
 	$(JEPSEN) -tier soak -for $(HOURS)h -length 60s
+
+jepsen-must-fail: build ## programs with defects on purpose: fails unless the suite catches each of them
+	CGO_ENABLED=0 $(GO) build -tags planted -o $(BIN)/planted/ ./cmd/...
+	$(JEPSEN) -must-fail -binaries $(BIN)/planted
 
 bench: ## measure real processes over mTLS, against a floor in the same run; ~6 minutes, alone on the machine
 	$(GO) test -run '^$$' -bench . -timeout 30m ./tests/e2e

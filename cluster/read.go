@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
+	"github.com/spike-ha/spike-ha/internal/planted"
 )
 
 // WaitRead returns an index such that every proposal acknowledged anywhere
@@ -23,6 +24,9 @@ import (
 func (n *Node) WaitRead(ctx context.Context) (uint64, error) {
 	ctx, cancel := n.patient(ctx)
 	defer cancel()
+	if planted.Is(planted.ReadWithoutRound) {
+		return n.Applied(), nil
+	}
 	for {
 		if n.removed.Load() {
 			return 0, n.whyNoLeader()
@@ -273,7 +277,7 @@ func (r *reads) confirm(ctx context.Context) (uint64, error) {
 func (r *reads) poll(ctx context.Context, ra *raft.Raft, term uint64) error {
 	n := r.n
 	votes := newTally(ra.GetConfiguration().Configuration(), n.cfg.ID)
-	if votes.won() {
+	if votes.won() || planted.Is(planted.LeaderUnasked) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.roundTimeout())

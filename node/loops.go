@@ -10,6 +10,7 @@ import (
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/seal"
 )
 
@@ -114,6 +115,9 @@ func (w sealWatch) Changed(d fsm.Delta) {
 // dropKeys seals this peer: its keys go, what it serves with them, and what was
 // collected of recovery shares. The keys first: no store opens on them after this.
 func (n *Node) dropKeys() {
+	if planted.Is(planted.KeysStay) {
+		return
+	}
 	n.seal.Lock()
 	n.store.Close()
 	n.collector.Close()

@@ -12,6 +12,7 @@ import (
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/secret"
 )
 
@@ -169,6 +170,9 @@ func (w *writing) run(ctx context.Context) (*fsmpb.Result, error) {
 				return audit.Record{Phase: audit.PhaseOutcome, Decision: audit.Allow, Result: "ok", Version: version, Index: result.Index}
 			})
 		case fsmpb.Code_CONFLICT:
+			if planted.Is(planted.LostWrite) {
+				return &fsmpb.Result{Code: fsmpb.Code_OK, Version: command.GetPutSecret().GetVersion()}, nil
+			}
 			w.now = result.Current
 			if w.c.again {
 				if err := w.refresh(ctx); err != nil {
@@ -220,7 +224,9 @@ func (w *writing) decide(ctx context.Context) (*fsmpb.Command, error) {
 			return nil, err
 		}
 		command.TimeUnixNano = s.cfg.Now().UnixNano()
-		command.WriteId = w.id
+		if !planted.Is(planted.NoWriteIDs) {
+			command.WriteId = w.id
+		}
 		command.Basis = &fsmpb.Basis{PolicyRevision: proto.Uint64(w.p.view.PolicyRevision()),
 			SealGeneration: proto.Uint64(w.p.view.Seal().Generation), DataEpoch: epoch}
 		return command, nil

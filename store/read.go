@@ -48,7 +48,7 @@ func (s *Store) read(ctx context.Context, r Request, op, object string, on secre
 		if err != nil {
 			return nil, s.refuse(r, op, object, err)
 		}
-		d := p.policies.Decide(r.Caller, want, on)
+		d := decision(p, r.Caller, want, on)
 		if !fresh && (!d.Allowed || look != nil && secret.CodeOf(look(p)) == secret.CodeNotFound) {
 			fresh = true
 			p, err = s.fresh(ctx)

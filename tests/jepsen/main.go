@@ -40,6 +40,8 @@ func attackAll() int {
 		out       = flag.String("out", "jepsen-results", "`DIRECTORY` for reports and, of runs that did not pass, data, logs and history")
 		binaries  = flag.String("binaries", "bin", "`DIRECTORY` of nexus and keeper")
 		resume    = flag.Bool("resume", false, "pass over runs that have a report of this build in -out")
+		mustfail  = flag.Bool("must-fail", false, "run programs with defects on purpose (-binaries built with the tag planted), and fail unless each is caught")
+		defects   = flag.String("defects", "", "`NAMES` of defects for -must-fail; all when empty")
 		list      = flag.Bool("list", false, "list the nemeses")
 	)
 	flag.Parse()
@@ -51,13 +53,16 @@ func attackAll() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := os.MkdirAll(*out, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(*out, "must-fail"), 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
 	}
 	given := *seed
 	if given == 0 {
 		given = rand.Uint64N(1 << 32)
+	}
+	if *mustfail {
+		return mustFail(ctx, strings.Split(*defects, ","), given, *length, *binaries, *out)
 	}
 	var all []string
 	for _, n := range nemesis.All() {

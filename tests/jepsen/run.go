@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/tests/harness"
 	"github.com/spike-ha/spike-ha/tests/jepsen/check"
 	"github.com/spike-ha/spike-ha/tests/jepsen/history"
@@ -30,10 +31,16 @@ type Cell struct {
 	Voters    int
 	Learners  int
 	Keepers   int
+	Defect    planted.Defect // that the programs have on purpose; "" for none
 }
 
 // Name is short, and the same for the same kind of run.
-func (c Cell) Name() string { return fmt.Sprintf("%s-%d", c.Nemesis, c.Seed) }
+func (c Cell) Name() string {
+	if c.Defect != "" {
+		return fmt.Sprintf("%s-%s-%d", c.Defect, c.Nemesis, c.Seed)
+	}
+	return fmt.Sprintf("%s-%d", c.Nemesis, c.Seed)
+}
 
 const (
 	// bringUp bounds the start of a cluster, and recover how long it may take after a fault is over until every peer answers.
@@ -72,7 +79,11 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	r := &run{cell: cell}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
-	c, err := harness.Start(started, harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true})
+	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true}
+	if cell.Defect != "" {
+		o.Env = []string{"SPIKE_PLANTED=" + string(cell.Defect)}
+	}
+	c, err := harness.Start(started, o)
 	keep := true
 	defer func() {
 		for _, done := range r.closers {
@@ -101,7 +112,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	}
 	r.attack(ctx, nem)
 	result := r.judge(ctx, loads)
-	keep = result.Verdict != report.Passed
+	keep = result.Verdict != report.Passed && cell.Defect == ""
 	return result, nil
 }
 

@@ -1,0 +1,21 @@
+// Package planted holds defects on purpose, so that tests/jepsen can show that
+// it finds such. Programs are built with the tag planted for it, and have the
+// one that SPIKE_PLANTED names; in every other build Is is a constant that the
+// compiler removes with what hangs on it, and the environment is not read.
+package planted
+
+// Defect is a promise that is not kept.
+type Defect string
+
+// The defects, each of a kind that shipped somewhere.
+const (
+	ReadWithoutRound Defect = "read-without-round" // a peer answers from what it has applied itself
+	LeaderUnasked    Defect = "leader-unasked"     // a leader takes itself for the leader without asking the voters
+	CachedDecision   Defect = "cached-decision"    // who was allowed once stays allowed for a while
+	NoWriteIDs       Defect = "no-write-ids"       // a retried write is applied again
+	LostWrite        Defect = "lost-write"         // a write that another one came before is acknowledged, and dropped
+	KeysStay         Defect = "keys-stay"          // a peer goes on serving when an operator seals the cluster
+)
+
+// All lists every defect.
+var All = []Defect{ReadWithoutRound, LeaderUnasked, CachedDecision, NoWriteIDs, LostWrite, KeysStay}
