@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -163,6 +164,52 @@ func TestColdStartWithShares(t *testing.T) {
 	}
 	if _, _, err := super.Get(ctx, "late/0", 0); secret.CodeOf(err) != secret.CodeNotFound {
 		t.Errorf("a late object of the incarnation before: %v", err)
+	}
+}
+
+// Two sets of peers begin from one archive at the same time: one has the keys from its Keepers, the other from people's shares. One of them does it; the
+// other says who, forms nothing, and keeps no keys.
+func TestColdStartOfTwoSets(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	one := shipping(t, dir)
+	put(t, one.Client(nodetest.Role("superuser")), "a", "1")
+	shares := recovered(t, one)
+	shipped(t, one, archiveOf(t, dir))
+	loseDisks(t, one)
+	two := nodetest.New(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) {
+		cfg.Archive, cfg.RestoreLatest = "file://"+dir, true
+	}})
+	refuses(t, two, 0, "the Keepers have not the shares")
+	keeper := two.Client(nodetest.Role("restore"), 0)
+	elsewhere, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := two.Client(nodetest.Role("restore"), 1).Restore(elsewhere, shares[0]); err == nil || !strings.Contains(err.Error(), "lowest id (nexus-1=") {
+		t.Errorf("a share given to another peer: %v", err)
+	}
+	if _, err := keeper.Restore(ctx, shares[0]); err != nil {
+		t.Fatal(err)
+	}
+	startAll(one)
+	if _, err := keeper.Restore(ctx, shares[1]); err != nil && secret.CodeOf(err) != secret.CodeUnavailable { // it knows by now that it is too late
+		t.Fatal(err)
+	}
+	won, lost := one, two
+	nodetest.Eventually(t, "one of them begins", func() error {
+		if two.Node(0).Health().Formed {
+			won, lost = two, one
+		}
+		if !won.Node(0).Health().Formed {
+			return errors.New("none has")
+		}
+		return nil
+	})
+	whole(t, won)
+	refuses(t, lost, 0, "incarnation 2", "nexus-1="+won.PeerAddress(0))
+	for i := range 3 {
+		if h := lost.Node(i).Health(); h.Formed || lost.Node(i).HasKeys() {
+			t.Errorf("peer %d of the others: %+v", i+1, h)
+		}
 	}
 }
 
