@@ -3,11 +3,13 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/store"
 )
 
 // HandTo transfers leadership to the peer id.
@@ -74,3 +76,38 @@ func (n *Node) HasKeys() bool { return !n.seal.Sealed() }
 
 // Poke has this peer look whether it should have keys.
 func (n *Node) Poke() { n.poke() }
+
+// PlanRestore and RestoreLive are what a superuser asks for, with who hears how far
+// they are in this process: a restore stands still while it does.
+func (n *Node) PlanRestore(ctx context.Context, target store.RestoreTarget) (store.RestorePlan, error) {
+	return operator{n}.PlanRestore(ctx, target, func(store.RestoreStep) {})
+}
+
+func (n *Node) RestoreLive(ctx context.Context, code string, progress func(store.RestoreStep)) (store.RestorePlan, error) {
+	return operator{n}.RestoreLive(ctx, store.RestoreTarget{}, code, progress)
+}
+
+// Staged describes the staging area of this peer's state.
+func (n *Node) Staged() (fsm.Staged, bool) { return n.machine.View().Staged() }
+
+// ClearStale has this peer look at the staging area as it would at these times.
+func (n *Node) ClearStale(times ...time.Time) error {
+	var s stale
+	for _, now := range times {
+		if err := n.clearStale(&s, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const StaleAfter = staleAfter
+
+// Stage opens a staging area, as another restore would.
+func (n *Node) Stage(ctx context.Context, id byte) error {
+	result, err := n.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_BeginRestore{BeginRestore: fsm.New(fsm.Options{}).View().BeginRestore([16]byte{id}, [16]byte{id})}})
+	if err == nil && result.Code != fsmpb.Code_OK {
+		err = errors.New(result.Reason)
+	}
+	return err
+}

@@ -151,6 +151,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcSave, n.answerSave)
 	n.cluster.Handle(rpcSeal, answerOnOff(n.answerSeal))
 	n.machine.Observe(sealWatch{n})
+	n.machine.Observe(stageWatch{n})
 	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping, n.caring} {
 		n.loops.Go(loop)
 	}

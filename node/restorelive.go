@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spike-ha/spike-ha/cluster"
@@ -40,6 +41,8 @@ const (
 	commitTries = 5
 	// stagePatience is for how long the log may take nothing at all.
 	stagePatience = 30 * time.Second
+	// shipPatience is for how long the archive may take nothing while a restore waits for it.
+	shipPatience = 20 * time.Second
 )
 
 // liveRestore is one restore, or one plan of one.
@@ -52,6 +55,10 @@ type liveRestore struct {
 	state    seal.State // of live
 	plan     store.RestorePlan
 	id       [16]byte // of this attempt
+
+	sent   atomic.Uint64 // index of a chunk, the newest that is staged or one of those beside it
+	paced  int           // bytes sent since mark was taken
+	marked uint64        // sent, when it was
 }
 
 func (o operator) PlanRestore(ctx context.Context, target store.RestoreTarget, progress func(store.RestoreStep)) (plan store.RestorePlan, err error) {
@@ -301,6 +308,9 @@ func (r *liveRestore) stage(ctx context.Context, view *fsm.View, begin *fsmpb.Be
 	before := make(chan struct{})
 	close(before)
 	for c := range view.RestoreChunks(r.id, stageBytes) {
+		if err := r.pace(ctx); err != nil {
+			cancel(err)
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -331,6 +341,11 @@ func (r *liveRestore) stage(ctx context.Context, view *fsm.View, begin *fsmpb.Be
 	for range cap(places) { // until nobody is at work
 		places <- struct{}{}
 	}
+	if ctx.Err() == nil {
+		if err := r.archived(ctx, r.sent.Load()); err != nil {
+			cancel(err)
+		}
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		if secret.CodeOf(cause) == secret.CodeInternal {
 			return errGivenUp(cause)
@@ -340,12 +355,52 @@ func (r *liveRestore) stage(ctx context.Context, view *fsm.View, begin *fsmpb.Be
 	return nil
 }
 
+// pace keeps the log from running away from the archive: what is compacted before it
+// is shipped is a hole in the archive, before which lies what the restore takes away.
+func (r *liveRestore) pace(ctx context.Context) error {
+	if r.paced += stageBytes; r.paced < int(r.n.cfg.SnapshotBytes)*3/8 {
+		return nil
+	}
+	mark := r.marked
+	r.paced, r.marked = 0, r.sent.Load()
+	return r.archived(ctx, mark)
+}
+
+// archived waits until the archive has the log up to index.
+func (r *liveRestore) archived(ctx context.Context, index uint64) error {
+	shipped, since := uint64(0), time.Now()
+	for {
+		now := uint64(0)
+		if leader := r.n.cluster.Status().Leader; leader != "" {
+			if a := r.n.askPeer(leader).Archive; a != nil {
+				now = a.Shipped
+			}
+		}
+		switch {
+		case now >= index:
+			return nil
+		case now > shipped:
+			shipped, since = now, time.Now()
+		case time.Since(since) > shipPatience:
+			return restoreConflict("archive_behind", "the archive takes nothing of the log now, and what the restore would take away would not be in it; nothing was changed: see 'spikectl status'")
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // send sends one chunk. It may overtake the one before it, and is sent again then.
 func (r *liveRestore) send(ctx context.Context, c *fsmpb.RestoreChunk, prior <-chan struct{}) error {
 	for again := false; ; again = true {
 		result, err := r.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_RestoreChunk{RestoreChunk: c}})
 		if err == nil || again || result.GetCode() != fsmpb.Code_CONFLICT {
 			if err == nil {
+				if result.Index > r.sent.Load() {
+					r.sent.Store(result.Index) // of two at once either will do
+				}
 				failpoint.Hit(failpoint.NodeRestoreChunk)
 			}
 			return err

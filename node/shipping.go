@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/snapshot"
 )
 
@@ -83,4 +84,16 @@ func (n *Node) openArchive() (*snapshot.Archive, error) {
 		return nil, err
 	}
 	return OpenArchive(n.ctx, n.cfg.Archive, spool)
+}
+
+// stageWatch has the shipper keep up with a restore that is staged: it brings in a
+// second more than is shipped in one.
+type stageWatch struct{ n *Node }
+
+func (w stageWatch) Changed(d fsm.Delta) {
+	if _, staged := d.View.Staged(); staged {
+		if s := w.n.shipper.Load(); s != nil {
+			s.Wake()
+		}
+	}
 }

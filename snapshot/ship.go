@@ -70,7 +70,8 @@ type Shipper struct {
 	began    time.Time // Run
 	snapping bool
 
-	keyring [32]byte // SHA-256 of the keyring that is in the archive; Run's
+	wake    chan struct{} // cap 1: there is much to ship
+	keyring [32]byte      // SHA-256 of the keyring that is in the archive; Run's
 }
 
 // NewShipper makes a Shipper.
@@ -92,7 +93,15 @@ func NewShipper(cfg ShipperConfig) *Shipper {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Shipper{cfg: cfg}
+	return &Shipper{cfg: cfg, wake: make(chan struct{}, 1)}
+}
+
+// Wake has it ship now what it would ship within Every. While the store fails it changes nothing.
+func (s *Shipper) Wake() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Status is how it stands now.
@@ -117,12 +126,15 @@ func (s *Shipper) Run(ctx context.Context) {
 	defer snapshots.Wait()
 	at, known := uint64(0), false
 	pause := time.Duration(0)
+	var wake <-chan struct{} // nil: after a failure
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
+		case <-wake:
 		}
+		wake = nil
 		var err error
 		if !known {
 			at, err = s.resume(ctx)
@@ -152,7 +164,7 @@ func (s *Shipper) Run(ctx context.Context) {
 		}
 		if err == nil {
 			s.set(func(st *Shipping) { st.Error, st.Since = "", s.cfg.Now() })
-			pause = s.cfg.Every
+			pause, wake = s.cfg.Every, s.wake
 			continue
 		}
 		if first := s.fail(err); first {
