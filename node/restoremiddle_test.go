@@ -154,8 +154,8 @@ func TestRestoreLiveUnderLoad(t *testing.T) {
 		put(t, super, path, "archived")
 	}
 	shipped(t, c, a)
-	_, data := c.Node(0).Hashes()
-	then := c.Node(0).Applied()
+	data := equalHashes(t, c, 0, 1, 2)
+	then := newest(c)
 	large(t, super, "later ")
 	load := &pairs{t: t, stop: make(chan struct{})}
 	load.done.Go(func() { load.write(c.Client(nodetest.Role("superuser"), 0, 1, 2)) })
@@ -253,7 +253,7 @@ func TestRestoreLiveAfterRotations(t *testing.T) {
 	c, a, super := archiving(t)
 	large(t, super, "archived ")
 	shipped(t, c, a)
-	then := c.Node(0).Applied()
+	then := newest(c)
 	large(t, super, "later ")
 	rotate(t, super, "data", "archive")
 	archived(t, super, 1)
@@ -338,7 +338,7 @@ func TestRestoreLiveRefuses(t *testing.T) {
 	a := archiveOf(t, dir)
 	large(t, super, "archived ")
 	shipped(t, c, a)
-	then := c.Node(0).Applied()
+	then := newest(c)
 	put(t, super, "large/0", "later")
 	shipped(t, c, a)
 	plan := func() store.RestorePlan {
