@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/spike-ha/spike-ha/fsm"
@@ -170,4 +172,26 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%.1f MiB live", live)
 	}
 	runtime.KeepAlive(m)
+}
+
+// BenchmarkRestoreInPlace stages 100,000 secrets of 256 bytes and swaps them in.
+func BenchmarkRestoreInPlace(b *testing.B) {
+	from := founded(b, nil)
+	for i := range 1000 {
+		var entry [][]byte
+		for n := range 100 {
+			entry = append(entry, encode(b, put(fmt.Sprint("a", i, " ", n), 0, 1, strings.Repeat("x", 256))))
+		}
+		apply(b, from, from.View().Index()+1, entry...)
+	}
+	m := leveled(b)
+	list := chunks(1, from.View(), 250<<10)
+	for b.Loop() {
+		want(b, do(b, m, beginRestore(1, from.View())), fsmpb.Code_OK)
+		for _, c := range list {
+			want(b, do(b, m, c), fsmpb.Code_OK)
+		}
+		want(b, do(b, m, commitRestore(1, from.View(), m)), fsmpb.Code_OK)
+	}
+	b.ReportMetric(float64(len(list)), "chunks/op")
 }

@@ -36,7 +36,7 @@ const (
 	// stageBytes is the size of a chunk: with its frame it still fills one entry.
 	stageBytes = 250 << 10
 	// stageFlight is how many chunks are on their way at once.
-	stageFlight = 4
+	stageFlight = 3
 	// commitTries is how often a commit is made anew because the keyring moved.
 	commitTries = 5
 	// stagePatience is for how long the log may take nothing at all.
@@ -56,9 +56,11 @@ type liveRestore struct {
 	plan     store.RestorePlan
 	id       [16]byte // of this attempt
 
-	sent   atomic.Uint64 // index of a chunk, the newest that is staged or one of those beside it
-	paced  int           // bytes sent since mark was taken
-	marked uint64        // sent, when it was
+	begun     uint64        // index at which the staging area was opened
+	overtaken atomic.Bool   // a chunk came before one that it follows
+	sent      atomic.Uint64 // index of a chunk, the newest that is staged or one of those beside it
+	paced     int           // bytes sent since mark was taken
+	marked    uint64        // sent, when it was
 }
 
 func (o operator) PlanRestore(ctx context.Context, target store.RestoreTarget, progress func(store.RestoreStep)) (plan store.RestorePlan, err error) {
@@ -240,9 +242,11 @@ func restoreRequest(code string) []byte {
 func (r *liveRestore) carryOut(ctx context.Context) (err error) {
 	view := r.opened.machine.View()
 	begin := view.BeginRestore(r.id, [16]byte(restoreRequest(r.plan.Code)))
-	if _, err := r.propose(ctx, &fsmpb.Command{Basis: basis(r.state.Generation), Op: &fsmpb.Command_BeginRestore{BeginRestore: begin}}); err != nil {
+	opened, err := r.propose(ctx, &fsmpb.Command{Basis: basis(r.state.Generation), Op: &fsmpb.Command_BeginRestore{BeginRestore: begin}})
+	if err != nil {
 		return err
 	}
+	r.begun = opened.Index
 	defer func() {
 		if err != nil {
 			err = r.giveUp(ctx, err)
@@ -311,6 +315,14 @@ func (r *liveRestore) stage(ctx context.Context, view *fsm.View, begin *fsmpb.Be
 		if err := r.pace(ctx); err != nil {
 			cancel(err)
 		}
+		if r.overtaken.Swap(false) {
+			// What is sent behind a chunk that is missing is refused, and would be sent
+			// twice from here on: so let them come to rest.
+			select {
+			case <-before:
+			case <-ctx.Done():
+			}
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -342,7 +354,7 @@ func (r *liveRestore) stage(ctx context.Context, view *fsm.View, begin *fsmpb.Be
 		places <- struct{}{}
 	}
 	if ctx.Err() == nil {
-		if err := r.archived(ctx, r.sent.Load()); err != nil {
+		if err := r.archived(ctx, r.begun); err != nil {
 			cancel(err)
 		}
 	}
@@ -405,6 +417,7 @@ func (r *liveRestore) send(ctx context.Context, c *fsmpb.RestoreChunk, prior <-c
 			}
 			return err
 		}
+		r.overtaken.Store(true)
 		select {
 		case <-prior:
 		case <-ctx.Done():

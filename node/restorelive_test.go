@@ -88,10 +88,21 @@ func TestRestoreLive(t *testing.T) {
 		t.Fatalf("an admin: %v", err)
 	}
 
-	var steps []client.RestoreLine
-	done, err := super.RestoreArchive(ctx, client.RestoreArchiveRequest{Confirm: plan.Code}, func(l client.RestoreLine) { steps = append(steps, l) })
+	watch, err := super.Watch(ctx, client.WatchOptions{Prefix: "a/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched := make(chan error, 1)
+	go func() {
+		_, err := watch.Next(ctx)
+		watched <- err
+	}()
+	done, err := super.RestoreArchive(ctx, client.RestoreArchiveRequest{Confirm: plan.Code}, nil)
 	if err != nil || done.RestoredAt <= plan.LiveIndex {
 		t.Fatalf("%+v, %v", done, err)
+	}
+	if err := <-watched; secret.CodeOf(err) != secret.CodeForgotten {
+		t.Errorf("a watch that goes on after a restore: %v", err)
 	}
 	for i := range 3 {
 		cl := c.Client(nodetest.Role("superuser"), i)

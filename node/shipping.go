@@ -91,7 +91,8 @@ func (n *Node) openArchive() (*snapshot.Archive, error) {
 type stageWatch struct{ n *Node }
 
 func (w stageWatch) Changed(d fsm.Delta) {
-	if _, staged := d.View.Staged(); staged {
+	// When it begins, what it will take away; then every 2 MiB, since small segments cost as much as large ones.
+	if st, staged := d.View.Staged(); staged && st.Next%8 == 1 {
 		if s := w.n.shipper.Load(); s != nil {
 			s.Wake()
 		}

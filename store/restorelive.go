@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
@@ -89,6 +90,9 @@ func (s *Store) RestoreLive(ctx context.Context, r Request, target RestoreTarget
 		err = secret.Invalid("confirm", "this is no code of a plan")
 	} else {
 		plan, err = s.cfg.Operator.RestoreLive(ctx, target, code, progress)
+	}
+	if err == nil {
+		detail += fmt.Sprintf(", restored at %d", plan.Done)
 	}
 	return plan, s.outcome(r, audit.Record{Op: op, Decision: audit.Allow, Detail: detail}, err)
 }

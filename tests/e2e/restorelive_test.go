@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -104,7 +107,44 @@ func TestCrashesInRestoreLive(t *testing.T) {
 			}
 		}
 	}
+	// And as an operator does it.
+	shipped(put("state", "later"))
+	socket, err := c.Authority.Add(harness.Superuser)
+	c.must(err)
+	run := func(args ...string) (string, error) {
+		cmd := exec.Command(filepath.Join(bin, "spikectl"), append([]string{"--socket", socket, "--trust-root", harness.TrustDomain,
+			"--address", strings.Join(c.APIs(), ","), "--format", "json", "snapshot", "restore", "--live"}, args...)...)
+		out, err := cmd.Output()
+		return string(out), err
+	}
+	if _, err := run("--share", "x"); exitStatus(err) != 1 {
+		t.Errorf("--live with shares: %v", err)
+	}
+	if _, err := run("--confirm", "1-2-00"); exitStatus(err) != 2 {
+		t.Errorf("a code of no plan: %v", err)
+	}
+	var plan client.RestorePlan
+	out, err := run("--at", fmt.Sprint(then))
+	c.must(err)
+	c.must(json.Unmarshal([]byte(out), &plan))
+	if v, err := value(c.all); err != nil || v != "later" || plan.RestoredAt != 0 {
+		t.Errorf("after a plan: %s, %v; %+v", v, err, plan)
+	}
+	out, err = run("--confirm", plan.Code)
+	c.must(err)
+	c.must(json.Unmarshal([]byte(out), &plan))
+	if v, err := value(c.all); err != nil || v != "archived" || plan.RestoredAt == 0 {
+		t.Errorf("restored by spikectl: %s, %v; %+v", v, err, plan)
+	}
 	c.finish()
+}
+
+func exitStatus(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
 }
 
 // BenchmarkRestoreLive restores 100,000 secrets of 256 bytes into a running cluster that
