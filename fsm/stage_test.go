@@ -196,7 +196,6 @@ func TestRestoreInPlaceRefuses(t *testing.T) {
 		if _, after := m.View().Hashes(); after != before {
 			t.Errorf("%s: something was changed", reason)
 		}
-		m = restarted(t, m)
 	}
 	changed := func(c *fsmpb.Command, change func(*fsmpb.RestoreChunk)) *fsmpb.Command {
 		n := proto.Clone(c).(*fsmpb.Command)

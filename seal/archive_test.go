@@ -102,6 +102,26 @@ func TestReinstate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// In a Seal of its own, they open beside the live keys, and go with them.
+	other := w.peer(t)
+	reader, with, err := other.Reinstated(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		if _, err := reader.Decrypt(seal.Data, aad, r); err != nil {
+			t.Error(err)
+		}
+		if _, err := other.Decrypt(seal.Data, aad, r); !errors.Is(err, seal.ErrOpen) {
+			t.Error("an archived key is live:", err)
+		}
+	}
+	if len(with.Epochs) != len(st.Epochs) || bytes.Equal(with.Keyring, st.Keyring) {
+		t.Error("not the state with another keyring")
+	}
+	if other.Lock(); !reader.Sealed() {
+		t.Error("a seal left the keys of a restore")
+	}
 	st.Keyring, st.Epochs = keyring, epochs
 	if err := peer.Follow(st); err != nil {
 		t.Fatal(err)
