@@ -20,6 +20,7 @@ import (
 
 	"github.com/spike-ha/spike-ha/cli"
 	"github.com/spike-ha/spike-ha/identity/devca"
+	"github.com/spike-ha/spike-ha/node"
 	"github.com/spike-ha/spike-ha/node/nodetest"
 )
 
@@ -177,6 +178,19 @@ func TestNewCluster(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/new", Cmds: commands, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			use(env, nodetest.New(env.T().(testing.TB), nodetest.Options{Peers: 1}))
+			return nil
+		}})
+}
+
+// TestArchive runs scripts against a cluster that has an archive, in the directory archive of the script's own.
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{Dir: "testdata/archive", Cmds: commands, RequireUniqueNames: true,
+		Setup: func(env *testscript.Env) error {
+			address := "file://" + filepath.Join(env.WorkDir, "archive")
+			c := nodetest.Booted(env.T().(testing.TB), nodetest.Options{Peers: 1, Configure: func(_ int, cfg *node.Config) { cfg.Archive = address }})
+			use(env, c)
+			env.Setenv("ARCHIVE", address)
 			return nil
 		}})
 }

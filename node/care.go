@@ -88,7 +88,7 @@ func (n *Node) caring() {
 		if now.Sub(since) < careAfter || s == nil || s.Status().Snapshot.Last == 0 || view.Level() < levelOfCare {
 			continue
 		}
-		ctx, cancel := n.whileCaring()
+		ctx, cancel := n.while(n.ctx, n.cares)
 		if at := nextDrill(view, now); !at.IsZero() && !now.Before(at) {
 			n.drillBySchedule(ctx)
 		}
@@ -111,11 +111,11 @@ func newestDrill(view *fsm.View) *fsmpb.Drill {
 // cares tells whether the archive is this peer's to care for.
 func (n *Node) cares() bool { return n.leads() && !n.store.Sealed() }
 
-// whileCaring is a context that ends when this peer does not care any more.
-func (n *Node) whileCaring() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(n.ctx)
+// while is a context that ends soon after holds does not hold any more.
+func (n *Node) while(ctx context.Context, holds func() bool) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
 	n.loops.Go(func() {
-		for n.sleepIn(ctx, time.Second/4) && n.cares() {
+		for n.sleepIn(ctx, time.Second/4) && holds() {
 		}
 		cancel()
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/spike-ha/spike-ha/node/nodetest"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/snapshot"
+	"github.com/spike-ha/spike-ha/tests/s3server"
 )
 
 // clock is the time of a cluster, which a test moves on.
@@ -227,4 +228,262 @@ func short(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func counted(t *testing.T, a *snapshot.Archive, kind snapshot.Kind) (names []string) {
+	t.Helper()
+	list, err := a.List(ctx, [16]byte{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range list {
+		if i.Kind == kind {
+			names = append(names, i.Name)
+		}
+	}
+	return names
+}
+
+func careFor(t *testing.T, cl *client.Client) client.SnapshotsAnswer {
+	t.Helper()
+	care, err := cl.Snapshots(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return care
+}
+
+// drillsOf waits until so many drills are on record.
+func drillsOf(t *testing.T, cl *client.Client, n int) client.SnapshotsAnswer {
+	t.Helper()
+	var care client.SnapshotsAnswer
+	nodetest.Eventually(t, fmt.Sprintf("%d drills", n), func() (err error) {
+		if care, err = cl.Snapshots(ctx); err == nil && len(care.Drills) < n {
+			err = fmt.Errorf("%d drills", len(care.Drills))
+		}
+		return err
+	})
+	if len(care.Drills) > n {
+		t.Fatalf("%d drills instead of %d", len(care.Drills), n)
+	}
+	return care
+}
+
+func saved(t *testing.T, cl *client.Client, n int) {
+	t.Helper()
+	for i := range n {
+		put(t, cl, fmt.Sprintf("saved/%d", i), "v")
+		if _, err := cl.SaveSnapshot(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// The leader drills when it is due by the record, whoever led before, and prunes after a drill that succeeded, never after one that failed. What is
+// set outlasts a restart.
+func TestCareBySchedule(t *testing.T) {
+	t.Parallel()
+	c, a, dir, clock := cared(t, nil)
+	super := c.Client(nodetest.Role("superuser"))
+	if _, err := super.PutSettings(ctx, client.SettingsRequest{ArchiveDrillSeconds: ptr(uint64(3600)), KeepMinimum: ptr(uint32(1)), KeepHourly: ptr(uint32(1))}); err != nil {
+		t.Fatal(err)
+	}
+	saved(t, super, 3)
+	if n := len(counted(t, a, snapshot.Snapshot)); n < 3 {
+		t.Fatalf("%d snapshots", n)
+	}
+	clock.advance(2 * time.Minute) // a new leader takes its time; the first drill is due at once
+	care := drillsOf(t, super, 1)
+	if d := care.Drills[0]; !d.OK || care.NextDrill == nil || care.NextDrill.Sub(d.Time) != time.Hour {
+		t.Fatalf("%+v", care)
+	}
+	nodetest.Eventually(t, "what may go has gone", func() error {
+		if left := counted(t, a, snapshot.Snapshot); len(left) != 1 {
+			return fmt.Errorf("%d snapshots are left", len(left))
+		}
+		return nil
+	})
+	nodetest.Eventually(t, "it is shown", func() error {
+		if p := careFor(t, super).Pruned; p == nil || p.Deleted == 0 || p.Error != "" {
+			return fmt.Errorf("%+v", p)
+		}
+		return nil
+	})
+	if d := drilled(t, super); !d.OK { // what is left restores
+		t.Fatalf("%+v", d)
+	}
+
+	before := c.Leader()
+	next := (before + 1) % 3
+	nodetest.Eventually(t, "another leads", func() error {
+		_ = c.Node(before).HandTo(ctx, fmt.Sprintf("nexus-%d", next+1))
+		if c.Leader() != next {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	nodetest.Eventually(t, "it ships", func() error {
+		if careFor(t, super).Shipper != fmt.Sprintf("nexus-%d", next+1) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	clock.advance(60 * time.Minute)
+	nodetest.Eventually(t, "it drills, a minute after it began to lead", func() error {
+		clock.advance(10 * time.Second)
+		if len(careFor(t, super).Drills) < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	care = drillsOf(t, super, 3)
+	if d := care.Drills[0]; !d.OK || d.Peer != fmt.Sprintf("nexus-%d", next+1) {
+		t.Fatalf("%+v", d)
+	}
+
+	saved(t, super, 3)
+	flip(t, dir, newestSnapshot(t, a).Name)
+	there := counted(t, a, snapshot.Snapshot)
+	clock.advance(61 * time.Minute)
+	if d := drillsOf(t, super, 4).Drills[0]; d.OK {
+		t.Fatalf("%+v", d)
+	}
+	clock.advance(61 * time.Minute) // after the next one it has had every chance to prune
+	if d := drillsOf(t, super, 5).Drills[0]; d.OK {
+		t.Fatalf("%+v", d)
+	}
+	if left := counted(t, a, snapshot.Snapshot); len(left) < len(there) {
+		t.Fatalf("%d of %d snapshots were deleted after a drill that failed", len(there)-len(left), len(there))
+	}
+	saved(t, super, 1)
+	clock.advance(61 * time.Minute)
+	if d := drillsOf(t, super, 6).Drills[0]; !d.OK {
+		t.Fatalf("%+v", d)
+	}
+	nodetest.Eventually(t, "pruned again", func() error {
+		if left := counted(t, a, snapshot.Snapshot); len(left) != 1 {
+			return fmt.Errorf("%d snapshots are left", len(left))
+		}
+		return nil
+	})
+
+	c.Stop(before)
+	c.Start(before)
+	c.Ready()
+	care = careFor(t, c.Client(nodetest.Role("operator"), before))
+	if care.Retention != (client.Retention{Minimum: 1, Hourly: 1}) || care.DrillSeconds != 3600 || len(care.Drills) != 6 {
+		t.Fatalf("%+v", care)
+	}
+	if _, err := super.PutSettings(ctx, client.SettingsRequest{ArchiveDrillSeconds: ptr(uint64(0))}); err != nil {
+		t.Fatal(err)
+	}
+	if care = careFor(t, super); care.NextDrill != nil || care.Retention.Minimum != 1 {
+		t.Fatalf("%+v", care)
+	}
+}
+
+// A segment that is missing is found, and so is an archive that is gone.
+func TestDrillFindsWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	c, a, dir, _ := cared(t, nil)
+	super := c.Client(nodetest.Role("superuser"))
+	saved(t, super, 1)
+	segments := func() (list []snapshot.Item) {
+		all, err := a.List(ctx, [16]byte{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, _ := snapshot.MakePlan(all, 0, 0)
+		return plan.Segments
+	}
+	nodetest.Eventually(t, "three segments go on from the snapshot", func() error {
+		put(t, super, "more", "v")
+		if n := len(segments()); n < 3 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	if d := drilled(t, super); !d.OK || d.Entries == 0 {
+		t.Fatalf("%+v", d)
+	}
+	lost := segments()[1]
+	if err := os.Remove(filepath.Join(dir, filepath.FromSlash(lost.Name))); err != nil {
+		t.Fatal(err)
+	}
+	if d := drilled(t, super); d.OK || !strings.Contains(d.Reason, fmt.Sprintf("from index %d to %d are missing", lost.First, lost.Last)) || d.Object == "" {
+		t.Fatalf("%+v", d)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "v1")); err != nil {
+		t.Fatal(err)
+	}
+	if d := drilled(t, super); d.OK || d.Object != "" {
+		t.Fatalf("%+v", d)
+	}
+}
+
+// A store that hangs holds no drill longer than this peer may go on with it, and nothing is on record of one that was given up. One that lets the peers delete nothing is a
+// state, and not an error that comes again and again.
+func TestCareWithAStoreThatRefuses(t *testing.T) {
+	t.Parallel()
+	server := s3server.Start(t)
+	proxy := server.Proxy(t, 1)
+	server.Bucket(t, "care")
+	clock := &clock{}
+	c := nodetest.Booted(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) { cfg.Archive, cfg.Now = proxy.URL("care"), clock.now }})
+	level3(t, c)
+	super := c.Client(nodetest.Role("superuser"))
+	if _, err := super.PutSettings(ctx, client.SettingsRequest{KeepMinimum: ptr(uint32(1))}); err != nil {
+		t.Fatal(err)
+	}
+	saved(t, super, 3)
+
+	proxy.Do(s3server.Rule{Fault: s3server.Hang, Method: "GET", Name: "/snapshot/"})
+	brief, cancel := context.WithTimeout(ctx, 2*time.Second)
+	if d, err := c.Client(nodetest.Role("superuser"), 0).DrillArchive(brief); err == nil && d.Done {
+		t.Fatalf("%+v", d)
+	}
+	cancel()
+	nodetest.Eventually(t, "the drill hangs", func() error {
+		if hit, _ := proxy.Hits(); hit == 0 {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	if err := super.Seal(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := super.Unseal(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	c.Ready()
+	proxy.Do(s3server.Rule{Fault: s3server.Denied, Method: "DELETE"})
+	nodetest.Eventually(t, "another drill is made", func() error {
+		d, err := c.Client(nodetest.Role("superuser"), 0).DrillArchive(ctx)
+		if err == nil && !d.OK {
+			t.Fatalf("%+v", d)
+		}
+		return err
+	})
+	if care := careFor(t, super); len(care.Drills) != 1 {
+		t.Fatalf("what was given up is on record: %+v", care.Drills)
+	}
+	clock.advance(2 * time.Minute)
+	var pruned *client.Pruned
+	nodetest.Eventually(t, "the refusal is shown", func() error {
+		if pruned = careFor(t, super).Pruned; pruned == nil || !pruned.Forbidden || pruned.Deleted != 0 {
+			return fmt.Errorf("%+v", pruned)
+		}
+		return nil
+	})
+	hits, _ := proxy.Hits()
+	clock.advance(30 * time.Minute)
+	put(t, super, "time", "passes")
+	if again := careFor(t, super).Pruned; again == nil || !again.Time.Equal(pruned.Time) {
+		t.Errorf("%+v, then %+v", pruned, again)
+	}
+	if now, _ := proxy.Hits(); now != hits {
+		t.Errorf("it tried %d more times to delete", now-hits)
+	}
 }

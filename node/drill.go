@@ -145,6 +145,8 @@ func (n *Node) restoreInMemory(ctx context.Context) (report ArchiveReport, err e
 		return report, reinstateError(err)
 	}
 	defer keys.Lock()
+	ctx, cancel := n.while(ctx, func() bool { return !keys.Sealed() }) // they go with those of this peer
+	defer cancel()
 	a := &openedArchive{seal: keys, state: state, machine: fsm.New(fsm.Options{})}
 	if err = a.replay(ctx, ArchiveReading{Archive: archive, Cluster: id}, plan); keys.Sealed() {
 		err = errSealedMeanwhile
