@@ -65,6 +65,24 @@ func TestDrillsAreKept(t *testing.T) {
 	})
 }
 
+// No number of failures makes the newest success forgotten, wherever it stands.
+func TestNewestSuccessStays(t *testing.T) {
+	t.Parallel()
+	m := founded(t, nil)
+	want(t, do(t, m, raise(3)), fsmpb.Code_OK)
+	for i := range 60 {
+		reason := "no"
+		if i == 1 || i == 25 {
+			reason = ""
+		}
+		want(t, do(t, m, drill(byte(i+1), reason)), fsmpb.Code_OK)
+	}
+	list := m.View().Drills()
+	if good := fsm.LastGoodDrill(list); good == nil || good.Id[0] != 26 || len(list) != fsm.MaxDrills || list[len(list)-1].Id[0] != 60 {
+		t.Fatal(good, len(list))
+	}
+}
+
 // What says nothing that can be is refused, and nothing changes; secrets and policies never do.
 func TestDrillsAreChecked(t *testing.T) {
 	t.Parallel()
@@ -92,6 +110,9 @@ func TestDrillsAreChecked(t *testing.T) {
 	for _, care := range []*fsmpb.ArchiveCare{{SnapshotSeconds: fsm.MaxCareSeconds + 1}, {DrillSeconds: proto.Uint64(fsm.MaxCareSeconds + 1)}, {Weekly: fsm.MaxRetention + 1}} {
 		want(t, do(t, m, putSettings(m.View().SettingsRevision(), &fsmpb.Settings{Archive: care})), fsmpb.Code_INVALID)
 	}
+	care := &fsmpb.Settings{Archive: &fsmpb.ArchiveCare{Daily: 7}}
+	want(t, do(t, m, level(2, putSettings(m.View().SettingsRevision(), care))), fsmpb.Code_INVALID) // as to builds that know no more
+	want(t, do(t, m, level(2, found(care))), fsmpb.Code_INVALID)
 	if d, a := m.View().Hashes(); d != data || a != all {
 		t.Fatal("something changed")
 	}

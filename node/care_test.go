@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -116,6 +117,15 @@ func TestSaveAndDrill(t *testing.T) {
 			t.Fatalf("%+v", d)
 		}
 	}
+	for i := range 3 { // a follower may not have heard of it yet
+		changed, err := super.Put(ctx, "fresh", map[string]string{"v": fmt.Sprint(i)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if index := exportedIndex(t, c.Client(nodetest.Role("superuser"), i)); index < changed.Index {
+			t.Errorf("what was acknowledged at %d is not in an archive of %d", changed.Index, index)
+		}
+	}
 	flip(t, dir, newestSnapshot(t, a).Name)
 	d := drilled(t, super)
 	if d.OK || !strings.Contains(d.Reason, "does not open") || d.Object == "" || d.DataHash != "" {
@@ -151,6 +161,25 @@ func TestSaveAndDrill(t *testing.T) {
 			}
 		}
 	}
+}
+
+// exportedIndex is the index of the state that a peer exports.
+func exportedIndex(t *testing.T, cl *client.Client) uint64 {
+	t.Helper()
+	in, size, err := cl.ExportSnapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	b, err := io.ReadAll(in)
+	if err != nil || int64(len(b)) != size {
+		t.Fatal(len(b), size, err)
+	}
+	file, err := snapshot.ReadTar(bytes.NewReader(b), size, "export")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newestSnapshot(t, snapshot.New(file, "", "")).Last
 }
 
 func alarmed(st client.Status) bool {
@@ -379,7 +408,10 @@ func TestCareBySchedule(t *testing.T) {
 	if _, err := super.PutSettings(ctx, client.SettingsRequest{ArchiveDrillSeconds: ptr(uint64(0))}); err != nil {
 		t.Fatal(err)
 	}
-	if care = careFor(t, super); care.NextDrill != nil || care.Retention.Minimum != 1 {
+	if _, err := super.PutSettings(ctx, client.SettingsRequest{MaxVersions: ptr(uint32(7))}); err != nil { // which leaves the others as they are
+		t.Fatal(err)
+	}
+	if care = careFor(t, super); care.NextDrill != nil || care.Retention.Minimum != 1 || care.DrillSeconds != 0 {
 		t.Fatalf("%+v", care)
 	}
 }
@@ -440,11 +472,19 @@ func TestCareWithAStoreThatRefuses(t *testing.T) {
 	saved(t, super, 3)
 
 	proxy.Do(s3server.Rule{Fault: s3server.Hang, Method: "GET", Name: "/snapshot/"})
-	brief, cancel := context.WithTimeout(ctx, 2*time.Second)
-	if d, err := c.Client(nodetest.Role("superuser"), 0).DrillArchive(brief); err == nil && d.Done {
-		t.Fatalf("%+v", d)
+	first := c.Client(nodetest.Role("superuser"), 0)
+	hanging := func() error { // a drill that is begun here and does not come to its end
+		brief, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		d, err := first.DrillArchive(brief)
+		if err == nil && d.Done {
+			t.Fatalf("%+v", d)
+		}
+		return err
 	}
-	cancel()
+	if err := hanging(); reason(err) == "under_way" {
+		t.Fatal(err)
+	}
 	nodetest.Eventually(t, "the drill hangs", func() error {
 		if hit, _ := proxy.Hits(); hit == 0 {
 			return errors.New("it has not begun")
@@ -458,15 +498,28 @@ func TestCareWithAStoreThatRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Ready()
+	proxy.Do(s3server.Rule{Fault: s3server.Denied, Method: "GET", Name: "/snapshot/"}) // of requests that come; what hangs does so on
+	began := time.Now()
+	var refused client.DrillAnswer
+	nodetest.Eventually(t, "the drill of before the seal has ended", func() (err error) {
+		refused, err = first.DrillArchive(ctx)
+		return err
+	})
+	if took := time.Since(began); took > 25*time.Second {
+		t.Errorf("it went on for %s, until the store's silence ended it", took)
+	}
+	if refused.OK || !strings.Contains(refused.Reason, "does not allow it") {
+		t.Fatalf("%+v", refused)
+	}
 	proxy.Do(s3server.Rule{Fault: s3server.Denied, Method: "DELETE"})
 	nodetest.Eventually(t, "another drill is made", func() error {
-		d, err := c.Client(nodetest.Role("superuser"), 0).DrillArchive(ctx)
+		d, err := first.DrillArchive(ctx)
 		if err == nil && !d.OK {
 			t.Fatalf("%+v", d)
 		}
 		return err
 	})
-	if care := careFor(t, super); len(care.Drills) != 1 {
+	if care := careFor(t, super); len(care.Drills) != 2 || !care.Drills[0].OK || care.Drills[1].ID != refused.ID {
 		t.Fatalf("what was given up is on record: %+v", care.Drills)
 	}
 	clock.advance(2 * time.Minute)
@@ -479,7 +532,24 @@ func TestCareWithAStoreThatRefuses(t *testing.T) {
 	})
 	hits, _ := proxy.Hits()
 	clock.advance(30 * time.Minute)
-	put(t, super, "time", "passes")
+	for i := range 3 { // each takes the shipper a second, in which there are two looks at what is to be done
+		if _, err := super.Put(ctx, "time", map[string]string{"v": fmt.Sprint(i)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		want := c.Node(c.Leader()).Applied()
+		nodetest.Eventually(t, "it is shipped", func() error {
+			st, err := super.Status(ctx)
+			if err != nil {
+				return err
+			}
+			for _, p := range st.Peers {
+				if p.Archive != nil && p.Archive.Active && p.Archive.Shipped >= want {
+					return nil
+				}
+			}
+			return errors.New("not yet")
+		})
+	}
 	if again := careFor(t, super).Pruned; again == nil || !again.Time.Equal(pruned.Time) {
 		t.Errorf("%+v, then %+v", pruned, again)
 	}

@@ -118,6 +118,16 @@ const (
 	aSegment  = "v1/01000000000000000000000000000000/00000000000000000007/log/00000000000000000041-00000000000000000045"
 )
 
+// checksum makes that of the first header right again.
+func checksum(b []byte) {
+	sum := 0
+	copy(b[148:156], "        ")
+	for _, c := range b[:512] {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+}
+
 func badTars(t testing.TB) map[string][]byte {
 	good := exported(t)
 	file := func(name string) tar.Header {
@@ -134,14 +144,13 @@ func badTars(t testing.TB) map[string][]byte {
 	}
 	lies := made(t, file(aSnapshot)) // of a terabyte, and with a checksum that is right
 	copy(lies[124:], "17777777777\x00")
-	sum := 0
-	copy(lies[148:156], "        ")
-	for _, c := range lies[:512] {
-		sum += int(c)
-	}
-	copy(lies[148:], fmt.Sprintf("%06o\x00 ", sum))
+	checksum(lies)
+	endless := bytes.Clone(lies) // in base 256, as large as a number can be
+	copy(endless[124:], "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff")
+	checksum(endless)
 	return map[string][]byte{
-		"nothing": nil, "no tar": []byte(strings.Repeat("spike", 500)), "cut in a header": good[:100], "cut in the keyring": good[:600],
+		"an endless size": endless,
+		"nothing":         nil, "no tar": []byte(strings.Repeat("spike", 500)), "cut in a header": good[:100], "cut in the keyring": good[:600],
 		"cut in the snapshot": good[:len(good)-1024-20], "without its end": good[:len(good)-1024], "with half its end": good[:len(good)-512],
 		"another name":    made(t, file("etc/passwd")),
 		"a way up":        made(t, file("v1/../../etc/passwd")),
