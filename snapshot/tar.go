@@ -21,6 +21,9 @@ import (
 // maxMembers bounds the objects of a single-file archive: more than any that Export writes, so that one may be put together by hand.
 const maxMembers = 256
 
+// maxInTar bounds an object: eleven octal digits.
+const maxInTar = 1<<33 - 1
+
 // Tarball is a single-file archive as a Bucket that can only be read. Safe for concurrent use.
 type Tarball struct {
 	file    io.ReaderAt
@@ -182,6 +185,9 @@ func (t *tarring) Create(ctx context.Context, name string, size int64, body io.R
 		b, err := io.ReadAll(body)
 		t.held = append(t.held, part{name, size, bytes.NewReader(b)})
 		return err
+	}
+	if size > maxInTar {
+		return fmt.Errorf("%w: %d bytes are more than a single file takes; use a directory or bucket", ErrFormat, size)
 	}
 	parts := append(t.held, part{name, size, body})
 	total := int64(1024) // the end of a tar file
