@@ -36,7 +36,7 @@ const (
 	// stageBytes is the size of a chunk: with its frame it still fills one entry.
 	stageBytes = 250 << 10
 	// stageFlight is how many chunks are on their way at once.
-	stageFlight = 3
+	stageFlight = 8
 	// commitTries is how often a commit is made anew because the keyring moved.
 	commitTries = 5
 	// stagePatience is for how long the log may take nothing at all.

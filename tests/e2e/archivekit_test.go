@@ -190,7 +190,7 @@ type kept struct {
 	requests []client.RestoreRequest
 }
 
-func (c *brokenCluster) recoveryFiles(t *testing.T) (k kept) {
+func (c *brokenCluster) recoveryFiles(t testing.TB) (k kept) {
 	t.Helper()
 	dir := t.TempDir()
 	identity, err := age.GenerateHybridIdentity()

@@ -200,6 +200,9 @@ func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
 		cancel()
 		if err != nil {
 			r.problems = append(r.problems, fmt.Sprintf("at %s %s could not be done: %v", f.Begin.Round(time.Millisecond), nem.Name, err))
+			if harm.Undo != nil {
+				_ = harm.Undo(ctx)
+			}
 			return
 		}
 		f.What, f.Done = harm.What, r.recorder.Now()
@@ -277,8 +280,10 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	l.stop()
 	l.wait.Wait()
 	var wait sync.WaitGroup
+	last, end := context.WithTimeout(ctx, recover)
+	defer end()
 	for _, final := range l.finals {
-		wait.Go(func() { final(ctx) })
+		wait.Go(func() { final(last) })
 	}
 	wait.Wait()
 	limit, cancel := context.WithTimeout(ctx, recover)

@@ -56,7 +56,8 @@ type Harm struct {
 // Nemesis does one kind of harm.
 type Nemesis struct {
 	Name, About string
-	Do          func(context.Context, *Target) (Harm, error)
+	// Do does the harm. With an error and an Undo it was done in part.
+	Do func(context.Context, *Target) (Harm, error)
 	// Hold is how long the harm lasts at least; the default is a few seconds.
 	Hold time.Duration
 }
@@ -65,7 +66,7 @@ type Nemesis struct {
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
-	}}}, partitions(), processes(), operations(), keepers())
+	}}}, partitions(), processes(), operations(), members(), keepers())
 }
 
 // Find is the nemesis of a name.

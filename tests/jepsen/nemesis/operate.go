@@ -45,10 +45,12 @@ func operations() []Nemesis {
 			if err := t.Peer(victim).Kill(); err != nil {
 				return Harm{}, err
 			}
-			if err := harness.Poll(ctx, func() error { return t.Operator.RotateKeys(ctx) }); err != nil {
-				return Harm{}, err
-			}
-			return Harm{"rotated without " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(context.Context) error { return t.Peer(victim).Start() }}, nil
+			err = harness.Poll(ctx, func() error {
+				limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+				defer cancel()
+				return t.Operator.RotateKeys(limit)
+			})
+			return Harm{"rotated without " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(context.Context) error { return t.Peer(victim).Start() }}, err
 		}},
 		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: func(ctx context.Context, t *Target) (Harm, error) {
 			leader, err := t.Leader(ctx)
@@ -58,9 +60,11 @@ func operations() []Nemesis {
 			var wait sync.WaitGroup
 			var failed error
 			id := newID(t)
+			whole, end := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 			wait.Go(func() { // the same one again until it is done
-				failed = harness.Poll(ctx, func() error {
-					limit, cancel := context.WithTimeout(ctx, 15*time.Second)
+				defer end()
+				failed = harness.Poll(whole, func() error {
+					limit, cancel := context.WithTimeout(whole, 15*time.Second)
 					defer cancel()
 					return t.Operator.Rekey(limit, client.RekeyRequest{ID: id, Force: true})
 				})

@@ -1,0 +1,113 @@
+package nemesis
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/harness"
+)
+
+// members change who belongs to the cluster, under load.
+func members() []Nemesis {
+	return []Nemesis{
+		{Name: "member-churn", About: "a follower loses its vote and gets it back, a learner is removed and added, again and again", Hold: 5 * time.Second, Do: func(_ context.Context, t *Target) (Harm, error) {
+			if t.Peers() == t.Voters {
+				return Harm{}, fmt.Errorf("there is no learner")
+			}
+			learner := t.Peers() - 1
+			churn, end := context.WithCancel(context.Background())
+			var wait sync.WaitGroup
+			done := 0
+			order := t.Random.Perm(64)
+			wait.Go(func() {
+				for i := 0; churn.Err() == nil; i++ {
+					limit, cancel := context.WithTimeout(churn, 5*time.Second)
+					switch leader, err := t.Leader(limit); {
+					case err != nil:
+					case i%2 == 0:
+						victim := order[i%len(order)] % t.Voters
+						if victim == leader {
+							victim = (victim + 1) % t.Voters
+						}
+						if t.Operator.DemoteMember(limit, harness.PeerName(victim)) == nil {
+							done++
+						}
+						_ = t.Operator.PromoteMember(limit, harness.PeerName(victim))
+					default:
+						if t.Operator.RemoveMember(limit, harness.PeerName(learner)) == nil {
+							done++
+						}
+						_ = t.Operator.AddMember(limit, harness.PeerName(learner), t.PeerAddress(learner))
+					}
+					cancel()
+				}
+			})
+			return Harm{What: "members change", Undo: func(ctx context.Context) error {
+				end()
+				wait.Wait()
+				if done < 2 {
+					return fmt.Errorf("the members changed %d times", done)
+				}
+				return t.complete(ctx)
+			}}, nil
+		}},
+		{Name: "wipe", About: "a follower loses its disk, is removed and joins again", Do: func(ctx context.Context, t *Target) (Harm, error) {
+			leader, err := t.Leader(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
+			victim := t.voters(leader)[0]
+			if err := t.Peer(victim).Kill(); err != nil {
+				return Harm{}, err
+			}
+			if err := os.RemoveAll(t.DataDir(victim)); err != nil {
+				return Harm{}, err
+			}
+			// While it still counts as a voter it must stay out: it may have voted.
+			if err := t.Peer(victim).Start(); err != nil {
+				return Harm{}, err
+			}
+			return Harm{"disk lost: " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(ctx context.Context) error {
+				if err := harness.Poll(ctx, func() error { return t.Operator.RemoveMember(ctx, harness.PeerName(victim)) }); err != nil {
+					return err
+				}
+				return t.complete(ctx)
+			}}, nil
+		}},
+	}
+}
+
+// complete makes every peer a member, and every voter one again.
+func (t *Target) complete(ctx context.Context) error {
+	return harness.Poll(ctx, func() error {
+		limit, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		status, err := t.Operator.Status(limit)
+		if err != nil {
+			return err
+		}
+		votes := map[string]bool{}
+		for _, p := range status.Peers {
+			votes[p.ID] = p.Voter
+		}
+		for i := range t.Peers() {
+			vote, member := votes[harness.PeerName(i)]
+			switch {
+			case !member:
+				err = t.Operator.AddMember(limit, harness.PeerName(i), t.PeerAddress(i))
+			case i < t.Voters && !vote:
+				err = t.Operator.PromoteMember(limit, harness.PeerName(i))
+			default:
+				continue
+			}
+			if err == nil {
+				err = fmt.Errorf("%s has only just been taken in", harness.PeerName(i))
+			}
+			return err
+		}
+		return nil
+	})
+}
