@@ -109,4 +109,3 @@ func writeGoldenArchive(t *testing.T, dir string) {
 	must(os.CopyFS(filepath.Join(dir, "archive"), os.DirFS(work)))
 	must(os.WriteFile(filepath.Join(dir, "expected.json"), append(b, '\n'), 0o644))
 }
-

@@ -104,6 +104,21 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if err != nil {
 		return nil, err
 	}
+	err = harness.Poll(started, func() error { // nothing newer than what all members know is done before
+		s, err := operator.Status(started)
+		if err != nil {
+			return err
+		}
+		for _, p := range s.Peers {
+			if p.Level > s.Level {
+				return fmt.Errorf("the format level is %d, %s knows %d", s.Level, p.ID, p.Level)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	r.recorder = history.NewRecorder()
 	r.target = &nemesis.Target{Recorder: r.recorder, Cluster: c, Operator: operator, Voters: cell.Voters, Random: rand.New(rand.NewPCG(cell.Seed, 1<<40))}
 	loads, err := r.load(ctx)
