@@ -85,20 +85,27 @@ func Open(cfg Config) (*Log, error) {
 }
 
 // resume goes on where the newest file with a record ends. A crash or a full
-// disk in the midst of a rotation leaves a file without one.
+// disk in the midst of a rotation leaves a file without one; what came before it
+// stays closed all the same, because closed files may have copies elsewhere.
 func (l *Log) resume() error {
 	files, err := list(l.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	for ; len(files) > 0; files = files[:len(files)-1] {
+	for closed := false; len(files) > 0; files, closed = files[:len(files)-1], true {
 		path := files[len(files)-1]
 		scan, err := scanFile(path)
 		if err != nil {
 			return err
 		}
 		if scan.records > 0 || len(scan.findings) > 0 {
-			return l.reopen(path, scan)
+			if err := l.reopen(path, scan); err != nil {
+				return err
+			}
+			if closed {
+				l.rotate("")
+			}
+			return nil
 		}
 		if err := errors.Join(os.Remove(path), syncDir(l.cfg.Dir)); err != nil {
 			return err

@@ -25,19 +25,14 @@ import (
 func snapshotCommand() *cli.Command {
 	incarnation := &cli.Uint64Flag{Name: "incarnation", Usage: "`NUMBER` of the incarnation (default: the newest)"}
 	archive := []cli.Flag{
-		&cli.StringFlag{Name: "archive", EnvVars: []string{"SPIKE_NEXUS_ARCHIVE"}, Usage: "`URL` of the archive: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…, or a single-file archive: FILE.tar", Required: true},
+		archiveFlag(true),
 		&cli.StringFlag{Name: "cluster", Usage: "`ID` of the cluster, when the archive holds several"},
 	}
-	reading := append(archive[:2:2],
-		&cli.StringSliceFlag{Name: "share", Aliases: []string{"s"}, Usage: "`FILE` of a recovery share; as many as the share set needs"},
-		&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "`FILE` of the private key that a share is encrypted to; may be repeated"},
-		passphraseFlag("one line for each share that is encrypted to one"),
+	reading := append(append(archive[:2:2], shareFlags()...),
 		incarnation,
 		&cli.StringFlag{Name: "at", Usage: "`INDEX|TIME` to go back to, the time as 2026-01-31T15:04:05Z (default: the newest)"},
 	)
-	optional := *archive[0].(*cli.StringFlag)
-	optional.Required = false // by the parser: --live needs none
-	restore := append(append(liveFlags(), &optional), reading[1:]...)
+	restore := append(append(liveFlags(), archiveFlag(false)), reading[1:]...) // --live needs none
 	restore = append(restore,
 		&cli.StringFlag{Name: "data-dir", EnvVars: []string{"SPIKE_DATA_DIR", "SPIKE_NEXUS_DATA_DIR"}, Usage: "data `DIRECTORY` to make"},
 		&cli.StringFlag{Name: "audit-dir", EnvVars: []string{"SPIKE_NEXUS_AUDIT_DIR"}, Usage: "audit `DIRECTORY` (default: audit in the data directory)"},
@@ -67,23 +62,36 @@ func snapshotCommand() *cli.Command {
 	}...)}
 }
 
+func archiveFlag(required bool) cli.Flag {
+	return &cli.StringFlag{Name: "archive", EnvVars: []string{"SPIKE_NEXUS_ARCHIVE"}, Usage: "`URL` of the archive: file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=…, or a single-file archive: FILE.tar", Required: required}
+}
+
+// shareFlags name the recovery shares that open an archive.
+func shareFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "share", Aliases: []string{"s"}, Usage: "`FILE` of a recovery share; as many as the share set needs"},
+		&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "`FILE` of the private key that a share is encrypted to; may be repeated"},
+		passphraseFlag("one line for each share that is encrypted to one"),
+	}
+}
+
 // reading is what the flags say of an archive.
 func reading(c *cli.Context) (r node.ArchiveReading, err error) {
 	if err := errors.Join(checkFormat(c), arguments(c, 0, 0)); err != nil {
 		return r, err
 	}
-	return readingOf(c)
+	return readingOf(c, "cluster")
 }
 
-// readingOf is reading for a command that checks its arguments itself.
-func readingOf(c *cli.Context) (r node.ArchiveReading, err error) {
+// readingOf is reading for a command that checks its arguments itself; flag has the cluster's id.
+func readingOf(c *cli.Context, flag string) (r node.ArchiveReading, err error) {
 	if r.Archive, err = openArchive(c); err != nil {
 		return r, usage("%v", err)
 	}
-	if id := c.String("cluster"); id != "" {
+	if id := c.String(flag); id != "" {
 		b, err := hex.DecodeString(id)
 		if err != nil || len(b) != 16 {
-			return r, usage("--cluster: %q is not the id of a cluster, 32 hexadecimal digits", id)
+			return r, usage("--%s: %q is not the id of a cluster, 32 hexadecimal digits", flag, id)
 		}
 		r.Cluster = [16]byte(b)
 	}
@@ -159,11 +167,8 @@ func fullReading(c *cli.Context) (r node.ArchiveReading, err error) {
 	if r, err = reading(c); err != nil {
 		return r, err
 	}
-	if r.Shares, err = shares(c); err != nil {
+	if err := withShares(c, &r); err != nil {
 		return r, err
-	}
-	if len(r.Shares) == 0 {
-		return r, usage("recovery shares open the archive: give enough of them with --share")
 	}
 	r.Incarnation = c.Uint64("incarnation")
 	var when time.Time
@@ -179,10 +184,21 @@ func fullReading(c *cli.Context) (r node.ArchiveReading, err error) {
 			return r, remote(err)
 		}
 	}
-	if isTerminal(c.App.ErrWriter) {
-		r.Progress = func(i snapshot.Item) { fmt.Fprintf(c.App.ErrWriter, "\r%s: read to index %d ", i.Kind, i.Last) }
-	}
 	return r, nil
+}
+
+// withShares adds the shares that open the archive, and shows how far the reading is.
+func withShares(c *cli.Context, r *node.ArchiveReading) (err error) {
+	if r.Shares, err = shares(c); err != nil {
+		return err
+	}
+	if len(r.Shares) == 0 {
+		return usage("recovery shares open the archive: give enough of them with --share")
+	}
+	if isTerminal(c.App.ErrWriter) {
+		r.Progress = func(i snapshot.Item) { fmt.Fprintf(c.App.ErrWriter, "\r%s: read to %d ", i.Kind, i.Last) }
+	}
+	return nil
 }
 
 // archiveReport is the document of verify and restore.

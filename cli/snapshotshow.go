@@ -17,11 +17,11 @@ import (
 // shownObject is the document of 'snapshot show'.
 type shownObject struct {
 	Name        string    `json:"name"`
-	Kind        string    `json:"kind"` // snapshot, log or keyring
+	Kind        string    `json:"kind"` // snapshot, log, keyring, claim or audit
 	Cluster     string    `json:"cluster"`
 	Incarnation uint64    `json:"incarnation"`
-	First       uint64    `json:"first,omitempty"` // of a segment
-	Index       uint64    `json:"index"`           // the last that is in it
+	First       uint64    `json:"first,omitempty"` // of a segment, or number of the first audit record
+	Index       uint64    `json:"index"`           // the last that is in it, or number of the last audit record
 	Term        uint64    `json:"term"`
 	Level       uint32    `json:"level,omitempty"`
 	Peer        string    `json:"peer"`
@@ -57,7 +57,7 @@ func showSnapshot(c *cli.Context) error {
 	if err := errors.Join(checkFormat(c), arguments(c, 1, 1)); err != nil {
 		return err
 	}
-	r, err := readingOf(c)
+	r, err := readingOf(c, "cluster")
 	if err != nil {
 		return err
 	}
@@ -183,6 +183,8 @@ func (d shownObject) print(w io.Writer) {
 	fmt.Fprintln(w, d.Name)
 	rows := [][]string{{"  cluster", fmt.Sprintf("%s, incarnation %d", d.Cluster, d.Incarnation)}}
 	switch {
+	case d.Kind == string(snapshot.Audit):
+		rows = append(rows, []string{"  audit log", fmt.Sprintf("of %s, records %d to %d", d.Peer, d.First, d.Index)})
 	case d.First > 0:
 		rows = append(rows, []string{"  log", fmt.Sprintf("from index %d to %d, term %d", d.First, d.Index, d.Term)})
 	default:

@@ -109,6 +109,23 @@ func archiveText(peers []client.PeerStatus) (text string) {
 	return text
 }
 
+// auditArchiveText says which peers' closed audit files are not in the archive.
+func auditArchiveText(peers []client.PeerStatus) (text string) {
+	for _, p := range peers {
+		if p.Archive == nil || p.Archive.Audit == nil {
+			continue
+		}
+		a := p.Archive.Audit
+		if a.Waiting > 0 {
+			text += fmt.Sprintf("; %s of %s not archived", count(a.Waiting, "audit file"), p.ID)
+		}
+		if a.Error != "" {
+			text += fmt.Sprintf("; AUDIT OF %s FAILING: %s", p.ID, a.Error)
+		}
+	}
+	return text
+}
+
 // drillText says when the archive was proven last.
 func drillText(s client.Status) string {
 	text := ", never verified"
@@ -132,7 +149,7 @@ func printStatus(w io.Writer, s client.Status) {
 	fmt.Fprintf(w, "State     %s, %s, %s of %s\n", count(s.Secrets, "secret"), countAs(s.Policies, "policy", "policies"), bytesText(s.StateBytes), bytesText(s.StateLimit))
 	fmt.Fprintf(w, "Keepers   %s, threshold %d\n", goodOf(s.Keepers), s.Threshold)
 	if text := archiveText(s.Peers); text != "" {
-		text += drillText(s)
+		text += drillText(s) + auditArchiveText(s.Peers)
 		fmt.Fprintf(w, "Archive   %s\n", text)
 	}
 	for _, a := range s.Alarms {

@@ -216,6 +216,10 @@ func (m metrics) archive(s sink) {
 		return
 	}
 	m.drills(s)
+	if a := st.Audit; a != nil {
+		s.gauge("spike_archive_audit_waiting", "Closed files of this peer's audit log that are not in the archive.", float64(a.Waiting))
+		s.gauge("spike_archive_audit_failing", "1 while attempts to archive them fail.", boolean(a.Error != ""))
+	}
 	if !st.Active {
 		return
 	}

@@ -76,9 +76,10 @@ type Node struct {
 	saves                   errand[snapshot.Item]            // of the peer that ships
 	drills                  errand[*fsmpb.Drill]             // of any peer
 	pruned                  atomic.Pointer[client.Pruned]    // what retention came to last; the leader's
-	keeperLook              look[[]keeperSeen]               // of the peer that looks after them
-	looks                   keeperLooks                      // of any peer
-	anchors, anchorFailures atomic.Uint64                    // of the audit chain
+	auditArchive            atomic.Pointer[client.AuditArchive]
+	keeperLook              look[[]keeperSeen] // of the peer that looks after them
+	looks                   keeperLooks        // of any peer
+	anchors, anchorFailures atomic.Uint64      // of the audit chain
 
 	keyring sync.Mutex // orders what the seal is told of keyrings: each view taken under it is newer than the one before
 
@@ -152,7 +153,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	n.cluster.Handle(rpcSeal, answerOnOff(n.answerSeal))
 	n.machine.Observe(sealWatch{n})
 	n.machine.Observe(stageWatch{n})
-	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping, n.caring} {
+	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping, n.auditShipping, n.caring} {
 		n.loops.Go(loop)
 	}
 	close(n.up)

@@ -96,9 +96,22 @@ func (r *ArchiveReading) keyring(ctx context.Context) (list []snapshot.Item, st 
 
 // open reads the archive as far as r says, and checks that each record opens. The caller locks the seal.
 func (r ArchiveReading) open(ctx context.Context) (*openedArchive, error) {
-	list, st, pb, err := r.keyring(ctx)
+	keys, list, st, pb, err := r.unseal(ctx)
 	if err != nil {
 		return nil, err
+	}
+	a, err := r.openWith(ctx, keys, list, st, pb)
+	if err != nil {
+		keys.Lock()
+	}
+	return a, err
+}
+
+// unseal opens the newest keyring with the shares. The caller locks the seal.
+func (r *ArchiveReading) unseal(ctx context.Context) (*seal.Seal, []snapshot.Item, seal.State, *fsmpb.SnapshotHeader, error) {
+	list, st, pb, err := r.keyring(ctx)
+	if err != nil {
+		return nil, nil, st, nil, err
 	}
 	if r.Logger == nil {
 		r.Logger = slog.New(slog.DiscardHandler)
@@ -107,21 +120,14 @@ func (r ArchiveReading) open(ctx context.Context) (*openedArchive, error) {
 	defer collector.Close()
 	for _, share := range r.Shares {
 		if err := restorable(st, share); err != nil {
-			return nil, err
+			return nil, nil, st, nil, err
 		}
 		if _, err := collector.Add(st, share.Index, share.Bytes[:]); err != nil {
-			return nil, shareError(err)
+			return nil, nil, st, nil, shareError(err)
 		}
 	}
 	keys := seal.New(seal.Config{Logger: r.Logger})
-	if err := keys.UnsealWith(st, collector); err != nil {
-		return nil, err
-	}
-	a, err := r.openWith(ctx, keys, list, st, pb)
-	if err != nil {
-		keys.Lock()
-	}
-	return a, err
+	return keys, list, st, pb, keys.UnsealWith(st, collector)
 }
 
 // openWith is open with keys that are here.
@@ -148,13 +154,7 @@ func (a *openedArchive) begin() (cluster.Seeding, error) {
 
 func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snapshot.Item) error {
 	a.highest = snapshot.HighestIncarnation(list)
-	// The keys that left the live peers may be those of an older state.
-	keyring, epochs, err := a.seal.Reinstate(a.state)
-	if err != nil {
-		return err
-	}
-	a.state.Keyring, a.state.Epochs = keyring, epochs
-	if err := a.seal.Follow(a.state); err != nil {
+	if err := a.reinstate(); err != nil {
 		return err
 	}
 	plan, err := snapshot.MakePlan(list, r.Incarnation, r.Index)
@@ -162,6 +162,16 @@ func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snaps
 		return err
 	}
 	return a.replay(ctx, r, plan)
+}
+
+// reinstate takes all keys of the keyring into use: those that left the live peers may be those of an older object.
+func (a *openedArchive) reinstate() error {
+	keyring, epochs, err := a.seal.Reinstate(a.state)
+	if err != nil {
+		return err
+	}
+	a.state.Keyring, a.state.Epochs = keyring, epochs
+	return a.seal.Follow(a.state)
 }
 
 // reportOf is what is known of a plan before any of it was read.

@@ -56,11 +56,11 @@ func (n *Node) archiveStatus() *client.ArchiveStatus {
 	case n.cfg.Archive == "":
 		return nil
 	case s == nil:
-		return &client.ArchiveStatus{Location: n.cfg.archiveName()}
+		return &client.ArchiveStatus{Location: n.cfg.archiveName(), Audit: n.auditArchive.Load()}
 	}
 	st := s.Status()
 	return &client.ArchiveStatus{SnapshotSeconds: s.Interval().Seconds(), Pruned: n.pruned.Load(), Active: true, Location: n.cfg.archiveName(), Shipped: st.Shipped, BehindSeconds: st.Behind.Seconds(),
-		Snapshot: st.Snapshot.Last, SnapshotTime: st.Snapshot.Modified, Error: st.Error, Since: st.Since}
+		Snapshot: st.Snapshot.Last, SnapshotTime: st.Snapshot.Modified, Error: st.Error, Since: st.Since, Audit: n.auditArchive.Load()}
 }
 
 func (n *Node) newShipper(commits *snapshot.Commits) (*snapshot.Shipper, error) {

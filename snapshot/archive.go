@@ -69,6 +69,11 @@ const maxEntry = 128 << 20
 // there before. Errors: ErrExists (with the item), those of Bucket and of sealed.
 func (a *Archive) PutSnapshot(ctx context.Context, h Header, c Cipher, write func(io.Writer) error, sealed func(context.Context) error) (Item, [32]byte, error) {
 	h.Kind = Snapshot
+	return a.spooled(ctx, h, c, write, sealed)
+}
+
+// spooled stores an object that may be large, by way of a file.
+func (a *Archive) spooled(ctx context.Context, h Header, c Cipher, write func(io.Writer) error, sealed func(context.Context) error) (Item, [32]byte, error) {
 	file, err := os.CreateTemp(a.spool, "spike-ha-archive-*")
 	if err != nil {
 		return Item{}, [32]byte{}, fmt.Errorf("snapshot: no room to spool: %w", err)
@@ -203,6 +208,11 @@ func (a *Archive) Head(ctx context.Context, item Item) (Header, error) {
 // ReadSnapshot gives the state of a snapshot to read, which must read all of it. What it read is authentic when
 // ReadSnapshot returns nil. Errors: ErrFormat, ErrForeign, ErrDamaged, those of Bucket and of read.
 func (a *Archive) ReadSnapshot(ctx context.Context, item Item, c Cipher, read func(Header, io.Reader) error) error {
+	return a.readWhole(ctx, item, c, read)
+}
+
+// readWhole gives the body of an object to read, which read must read all of.
+func (a *Archive) readWhole(ctx context.Context, item Item, c Cipher, read func(Header, io.Reader) error) error {
 	h, raw, body, done, err := a.open(ctx, item)
 	if err != nil {
 		return err

@@ -152,6 +152,7 @@ func TestDamagedObjects(t *testing.T) {
 	items := []snapshot.Item{
 		putSnapshot(t, a, 1, 10, "the state"), putSegment(t, a, 1, 11, 20),
 		must[snapshot.Item](t)(a.PutKeyring(ctx, head(1, 0, 10), []byte("sealed keyring"))),
+		must[snapshot.Item](t)(putAudit(a, box(1), 1, "nexus-1", 1, 9)),
 	}
 	read := func(item snapshot.Item, key box) error {
 		switch item.Kind {
@@ -168,6 +169,12 @@ func TestDamagedObjects(t *testing.T) {
 			_, err := a.ReadSegment(ctx, item, key, func(snapshot.LogEntry) error { n++; return nil })
 			if err == nil && n != len(entriesOf(11, 20)) {
 				t.Errorf("%d entries", n)
+			}
+			return err
+		case snapshot.Audit:
+			got, err := readAudit(a, item, key)
+			if err == nil && got != "records 1 to 9" {
+				t.Errorf("read %q", got)
 			}
 			return err
 		}
@@ -256,6 +263,8 @@ func TestNames(t *testing.T) {
 func FuzzParseName(f *testing.F) {
 	f.Add("v1/c1050000000000000000000000000000/00000000000000000007/log/00000000000000000011-00000000000000000020")
 	f.Add("v1/c1050000000000000000000000000000/00000000000000000007/keyring/00000000000000000012-8254c329")
+	f.Add("v1/c1050000000000000000000000000000/00000000000000000007/claim")
+	f.Add("v1/c1050000000000000000000000000000/00000000000000000007/audit/nexus-1/00000000000000000021-00000000000000000030")
 	f.Fuzz(func(t *testing.T, name string) {
 		if item, ok := snapshot.ParseName(name); ok && item.Name != name {
 			t.Fatal(item)

@@ -57,6 +57,7 @@ func writeGolden(t testing.TB, a *snapshot.Archive) {
 	if err := a.Claim(ctx, claimed(7, 1)); err != nil {
 		t.Fatal(err)
 	}
+	must[snapshot.Item](t)(putAudit(a, open{}, 7, "nexus-1", 21, 30))
 }
 
 // The bytes of each kind of object, and their reading.
@@ -114,6 +115,11 @@ func TestGolden(t *testing.T) {
 			if c, err := a.ReadClaim(ctx, item); err != nil || !reflect.DeepEqual(c, claimed(7, 1)) {
 				t.Errorf("%+v, %v", c, err)
 			}
+		case snapshot.Audit:
+			want.First, want.Term, want.Level = 21, 0, 0
+			if got, err := readAudit(a, item, open{}); err != nil || got != "records 21 to 30" {
+				t.Errorf("%q, %v", got, err)
+			}
 		case snapshot.Keyring:
 			if _, b, err := a.ReadKeyring(ctx, item); err != nil || string(b) != "sealed keyring" {
 				t.Errorf("%q, %v", b, err)
@@ -165,6 +171,8 @@ func FuzzObject(f *testing.F) {
 				})
 			case snapshot.Claim:
 				_, err = a.ReadClaim(ctx, item)
+			case snapshot.Audit:
+				_, err = readAudit(a, item, open{})
 			case snapshot.Keyring:
 				_, _, err = a.ReadKeyring(ctx, item)
 			}

@@ -45,20 +45,22 @@ const (
 	Segment  Kind = "log"
 	Keyring  Kind = "keyring"
 	Claim    Kind = "claim"
+	Audit    Kind = "audit"
 )
 
-var kinds = map[Kind]archivepb.Kind{Snapshot: archivepb.Kind_SNAPSHOT, Segment: archivepb.Kind_SEGMENT, Keyring: archivepb.Kind_KEYRING, Claim: archivepb.Kind_CLAIM}
+var kinds = map[Kind]archivepb.Kind{Snapshot: archivepb.Kind_SNAPSHOT, Segment: archivepb.Kind_SEGMENT, Keyring: archivepb.Kind_KEYRING, Claim: archivepb.Kind_CLAIM,
+	Audit: archivepb.Kind_AUDIT}
 
 // Header says what an object holds. Nothing in it is secret.
 type Header struct {
 	Kind        Kind
 	Cluster     [16]byte
 	Incarnation uint64
-	First, Last uint64 // First: of segments
+	First, Last uint64 // First: of segments; audit: numbers of records
 	Term        uint64 // of the last command
 	Level       uint32 // format level of the state
 	Data, All   [32]byte
-	Peer        string // that made it
+	Peer        string // that made it; audit: whose log it is
 	Created     time.Time
 	Previous    [32]byte // snapshot: SHA-256 of the object of the one before; zero: none is known
 }
@@ -103,6 +105,8 @@ func checkHeader(h *archivepb.Header) error {
 		ok = ok && h.First == 0 && hashes(0, h.DataHash, h.AllHash, h.Previous)
 	case archivepb.Kind_CLAIM:
 		ok = ok && h.First == 0 && h.Last == 0 && hashes(0, h.DataHash, h.AllHash, h.Previous)
+	case archivepb.Kind_AUDIT:
+		ok = ok && h.First > 0 && h.First <= h.Last && h.Term == 0 && h.Level == 0 && peerForm.MatchString(h.Peer) && hashes(0, h.DataHash, h.AllHash, h.Previous)
 	default:
 		ok = false
 	}
@@ -168,9 +172,13 @@ type Item struct {
 	First, Last uint64
 	Term        uint64 // snapshot
 	Sum         string // keyring: first 8 digits of its hash
+	Peer        string // audit: whose log it is
 }
 
-var nameForm = regexp.MustCompile(`^v1/([0-9a-f]{32})/([0-9]{20})/(?:(snapshot)/([0-9]{20})-([0-9]{20})|(log)/([0-9]{20})-([0-9]{20})|(keyring)/([0-9]{20})-([0-9a-f]{8})|(claim))$`)
+// peerForm is what a peer can be called that has objects of its own: what peers can be called, but for a dot at the beginning, which no object's name can have.
+var peerForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$`)
+
+var nameForm = regexp.MustCompile(`^v1/([0-9a-f]{32})/([0-9]{20})/(?:(snapshot)/([0-9]{20})-([0-9]{20})|(log)/([0-9]{20})-([0-9]{20})|(keyring)/([0-9]{20})-([0-9a-f]{8})|(claim)|(audit)/([A-Za-z0-9_-][A-Za-z0-9._-]{0,63})/([0-9]{20})-([0-9]{20}))$`)
 
 // ParseName reads the name of an object, without the bucket's prefix; false for one that is none of ours.
 func ParseName(name string) (e Item, ok bool) {
@@ -199,6 +207,9 @@ func ParseName(name string) (e Item, ok bool) {
 		ok = ok && e.First > 0 && e.First <= e.Last
 	case m[12] != "":
 		e.Kind = Claim
+	case m[13] != "":
+		e.Kind, e.Peer, e.First, e.Last = Audit, m[14], number(m[15]), number(m[16])
+		ok = ok && e.First > 0 && e.First <= e.Last
 	default:
 		e.Kind, e.Last, e.Sum = Keyring, number(m[10]), m[11]
 	}
@@ -225,6 +236,8 @@ func (h Header) name(body []byte) string {
 		return fmt.Sprintf("%s%020d-%020d", place, h.Last, h.Term)
 	case Segment:
 		return fmt.Sprintf("%s%020d-%020d", place, h.First, h.Last)
+	case Audit:
+		return fmt.Sprintf("%s%s/%020d-%020d", place, h.Peer, h.First, h.Last)
 	}
 	return fmt.Sprintf("%s%020d-%x", place, h.Last, sha256Of(body)[:4])
 }
@@ -236,5 +249,19 @@ func sha256Of(b []byte) []byte {
 
 // fits says whether an object with the header belongs where e says that it is.
 func (h Header) fits(e Item) bool {
-	return h.Kind == e.Kind && h.Cluster == e.Cluster && h.Incarnation == e.Incarnation && h.Last == e.Last && (h.Kind != Segment || h.First == e.First) && (h.Kind != Snapshot || h.Term == e.Term)
+	switch h.Kind {
+	case Snapshot:
+		if h.Term != e.Term {
+			return false
+		}
+	case Segment:
+		if h.First != e.First {
+			return false
+		}
+	case Audit:
+		if h.First != e.First || h.Peer != e.Peer {
+			return false
+		}
+	}
+	return h.Kind == e.Kind && h.Cluster == e.Cluster && h.Incarnation == e.Incarnation && h.Last == e.Last
 }

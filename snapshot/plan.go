@@ -33,12 +33,16 @@ func (e *GapError) Error() string {
 // List lists what the archive holds of a cluster, or of all when cluster is zero, in the order of names. Objects that are none of ours
 // are passed over.
 func (a *Archive) List(ctx context.Context, cluster [16]byte) ([]Item, error) {
-	prefix := a.prefix + "v1/"
+	prefix := "v1/"
 	if cluster != [16]byte{} {
-		prefix = a.prefix + prefixOf(cluster, 0)
+		prefix = prefixOf(cluster, 0)
 	}
+	return a.list(ctx, prefix)
+}
+
+func (a *Archive) list(ctx context.Context, prefix string) ([]Item, error) {
 	var list []Item
-	for o, err := range a.bucket.List(ctx, prefix, "") {
+	for o, err := range a.bucket.List(ctx, a.prefix+prefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("listing %s: %w", a, err)
 		}

@@ -29,6 +29,7 @@ var DefaultRetention = Retention{Hourly: 24, Daily: 7, Weekly: 5, Monthly: 12, M
 //   - The log that led anywhere from the oldest snapshot that stays of an incarnation on still does: segments after it stay, and so
 //     does a snapshot that closes a gap between them. Snapshots alone, without a log, go as the policy says.
 //   - Nothing that is newer than the newest snapshot goes.
+//   - Claims and audit logs stay.
 //   - The keyring in force at the oldest snapshot that stays remains, and all later ones.
 //
 // A list that lags shows less, and so less goes. What goes at one time would not have stayed at a later one, so that it does not matter how
@@ -43,7 +44,7 @@ func Retain(list []Item, policy Retention, verified map[string]bool) (keep, drop
 		newShelf(items, verified).retain(policy, stays)
 	}
 	for _, i := range list {
-		if stays[i.Name] || i.Kind == Claim { // which keeps its incarnation from being begun again
+		if stays[i.Name] || i.Kind == Claim || i.Kind == Audit { // a claim keeps its incarnation from being begun again; audit logs are kept for good
 			keep = append(keep, i)
 		} else {
 			drop = append(drop, i)

@@ -367,6 +367,15 @@ type ArchiveStatus struct {
 
 	SnapshotSeconds float64 `json:"snapshotSeconds"`  // age at which the newest snapshot has a successor
 	Pruned          *Pruned `json:"pruned,omitempty"` // what retention did last, as long as this peer leads
+
+	Audit *AuditArchive `json:"audit,omitempty"` // this peer's own audit log; nil until it had its keys
+}
+
+// AuditArchive is how a peer's audit log stands in the archive.
+type AuditArchive struct {
+	Waiting int       `json:"waiting"`         // closed files that are not there yet
+	Error   string    `json:"error,omitempty"` // of the last attempt, until one succeeds
+	Since   time.Time `json:"since"`           // when an attempt succeeded last
 }
 
 // RestoreAnswer says how far a restore has come.

@@ -32,6 +32,7 @@ const (
 	Kind_SEGMENT          Kind = 2 // all commands from index first to index last
 	Kind_KEYRING          Kind = 3 // the state of the seal after index last: readable, and useless without shares
 	Kind_CLAIM            Kind = 4 // somebody begins this incarnation from the archive: readable
+	Kind_AUDIT            Kind = 5 // records first to last of the audit log of peer
 )
 
 // Enum value maps for Kind.
@@ -42,6 +43,7 @@ var (
 		2: "SEGMENT",
 		3: "KEYRING",
 		4: "CLAIM",
+		5: "AUDIT",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -49,6 +51,7 @@ var (
 		"SEGMENT":          2,
 		"KEYRING":          3,
 		"CLAIM":            4,
+		"AUDIT":            5,
 	}
 )
 
@@ -86,13 +89,13 @@ type Header struct {
 	Kind          Kind                   `protobuf:"varint,1,opt,name=kind,proto3,enum=spikeha.snapshot.v1.Kind" json:"kind,omitempty"`
 	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // 16 bytes
 	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`             // of the cluster, not of its keys
-	First         uint64                 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`                         // segment: follows the last of the one before
+	First         uint64                 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`                         // segment: follows the last of the one before; audit: number of its first record
 	Last          uint64                 `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
 	Term          uint64                 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`                        // of the command at last; segment: of the last command in it or before it
 	Level         uint32                 `protobuf:"varint,7,opt,name=level,proto3" json:"level,omitempty"`                      // format level of the state
 	DataHash      []byte                 `protobuf:"bytes,8,opt,name=data_hash,json=dataHash,proto3" json:"data_hash,omitempty"` // snapshot: of secrets and policies
 	AllHash       []byte                 `protobuf:"bytes,9,opt,name=all_hash,json=allHash,proto3" json:"all_hash,omitempty"`    // snapshot: of the whole state
-	Peer          string                 `protobuf:"bytes,10,opt,name=peer,proto3" json:"peer,omitempty"`                        // that made it
+	Peer          string                 `protobuf:"bytes,10,opt,name=peer,proto3" json:"peer,omitempty"`                        // that made it; audit: whose log it is
 	Created       int64                  `protobuf:"varint,11,opt,name=created,proto3" json:"created,omitempty"`                 // Unix nanoseconds by that peer's clock: for people, and for the choice of a point in time
 	Previous      []byte                 `protobuf:"bytes,12,opt,name=previous,proto3" json:"previous,omitempty"`                // snapshot: SHA-256 of the newest snapshot object that its maker knew; empty: none
 	unknownFields protoimpl.UnknownFields
@@ -419,13 +422,14 @@ const file_snapshot_internal_archivepb_archive_proto_rawDesc = "" +
 	"\x05Claim\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x14\n" +
 	"\x05peers\x18\x02 \x03(\tR\x05peers\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\fR\x03sum*O\n" +
+	"\x03sum\x18\x03 \x01(\fR\x03sum*Z\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bSNAPSHOT\x10\x01\x12\v\n" +
 	"\aSEGMENT\x10\x02\x12\v\n" +
 	"\aKEYRING\x10\x03\x12\t\n" +
-	"\x05CLAIM\x10\x04B:Z8github.com/spike-ha/spike-ha/snapshot/internal/archivepbb\x06proto3"
+	"\x05CLAIM\x10\x04\x12\t\n" +
+	"\x05AUDIT\x10\x05B:Z8github.com/spike-ha/spike-ha/snapshot/internal/archivepbb\x06proto3"
 
 var (
 	file_snapshot_internal_archivepb_archive_proto_rawDescOnce sync.Once
