@@ -182,13 +182,13 @@ func TestNewCluster(t *testing.T) {
 		}})
 }
 
-// TestArchive runs scripts against a cluster that has an archive, in the directory archive of the script's own.
+// TestArchive runs scripts against a cluster that has an archive, in the directory archive of the script's own, and small audit files.
 func TestArchive(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{Dir: "testdata/archive", Cmds: commands, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			address := "file://" + filepath.Join(env.WorkDir, "archive")
-			c := nodetest.Booted(env.T().(testing.TB), nodetest.Options{Peers: 1, Configure: func(_ int, cfg *node.Config) { cfg.Archive = address }})
+			c := nodetest.Booted(env.T().(testing.TB), nodetest.Options{Peers: 1, Configure: func(_ int, cfg *node.Config) { cfg.Archive, cfg.AuditFileBytes = address, 2<<10 }})
 			use(env, c)
 			env.Setenv("ARCHIVE", address)
 			return nil

@@ -92,13 +92,18 @@ func TestAuditObjects(t *testing.T) {
 	newest := putSnapshot(t, a, 9, 10, "")
 	list = must[[]snapshot.Item](t)(a.List(ctx, cluster))
 	_, drop := snapshot.Retain(list, snapshot.Retention{}, map[string]bool{newest.Name: true})
-	if _, err := a.Prune(ctx, drop); err != nil {
+	for _, i := range drop {
+		if i.Kind == snapshot.Audit {
+			t.Errorf("retention would take %s", i.Name)
+		}
+	}
+	if _, err := a.Prune(ctx, append(drop, all...)); err != nil {
 		t.Fatal(err)
 	}
 	left := must[[]snapshot.Item](t)(a.List(ctx, cluster))
 	for _, i := range all {
 		if !slices.ContainsFunc(left, func(l snapshot.Item) bool { return l.Name == i.Name }) {
-			t.Errorf("retention took %s", i.Name)
+			t.Errorf("pruning took %s", i.Name)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -93,6 +94,21 @@ func TestLeastPrivilege(t *testing.T) {
 		t.Fatal(list, err)
 	}
 	object := "some/where/" + list[0].Name
+
+	// A peer archives its audit log with those rights, and learns from a list what is there.
+	records := snapshot.Header{Cluster: cluster, Incarnation: 1, Peer: "nexus-2", First: 1, Last: 9, Created: time.Now()}
+	for _, want := range []error{nil, snapshot.ErrExists} {
+		_, err := as("writer").PutAudit(t.Context(), records, box{}, func(w io.Writer) error {
+			_, err := io.WriteString(w, "records")
+			return err
+		}, nil)
+		if !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	if logs, err := as("writer").ListAudit(t.Context(), cluster, 1, "nexus-2"); err != nil || len(logs) != 1 || logs[0].Name != records.AuditName() {
+		t.Errorf("%+v, %v", logs, err)
+	}
 
 	// The restorer reads all of it.
 	if got, last := replayed(t, as("restorer"), cluster); last != log.at() || !bytes.Equal(got, state(last)) {
