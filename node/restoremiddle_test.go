@@ -86,14 +86,13 @@ func (p *pairs) check(restoredAt uint64, restored string) {
 	p.t.Helper()
 	close(p.stop)
 	p.done.Wait()
+	// A write in the same entry as the restore came before it: after it, it would have been refused.
 	events := append(slices.Clone(p.writes), seen{restoredAt, restored})
-	slices.SortFunc(events, func(a, b seen) int { return cmp.Compare(a.index, b.index) })
+	slices.SortStableFunc(events, func(a, b seen) int { return cmp.Compare(a.index, b.index) })
 	before, after := 0, 0
 	for _, r := range p.reads {
-		at, exact := slices.BinarySearchFunc(events, r.index, func(e seen, i uint64) int { return cmp.Compare(e.index, i) })
-		if !exact {
-			at--
-		}
+		next, _ := slices.BinarySearchFunc(events, r.index+1, func(e seen, i uint64) int { return cmp.Compare(e.index, i) })
+		at := next - 1
 		if at < 0 {
 			continue
 		}

@@ -394,6 +394,10 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 	}
 }
 
+// briefest is the least time that a peer has for an answer, if the caller has it:
+// a status of a cluster with a dead peer takes a second.
+const briefest = 2 * time.Second
+
 // lastTry is the least time that another try is worth: one that ends without an
 // answer would leave in doubt what the ones before it had settled.
 const lastTry = 500 * time.Millisecond
@@ -439,7 +443,7 @@ const maxAnswer = 64 << 20
 func (c *Client) attempt(ctx context.Context, peer, method, route string, body []byte, writeID string) (status int, answer []byte, err error) {
 	limit := c.cfg.Attempt
 	if deadline, ok := ctx.Deadline(); ok && len(c.peers) > 1 { // a peer that says nothing leaves time for another
-		limit = min(limit, max(lastTry, time.Until(deadline)/2))
+		limit = min(limit, max(briefest, time.Until(deadline)/2))
 	}
 	switch route {
 	case RouteKeyRekey:

@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"testing"
@@ -52,9 +53,17 @@ func TestAllListsEveryStep(t *testing.T) {
 // Real programs are killed at every step.
 func TestEveryStepKills(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../tests/e2e/crash_test.go")
-	if err != nil {
-		t.Fatal(err)
+	files, err := filepath.Glob("../../tests/e2e/*_test.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	var text []byte
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, b...)
 	}
 	for identifier, name := range steps(t) {
 		if !regexp.MustCompile(`failpoint\.` + identifier + `\b`).Match(text) {
@@ -71,7 +80,7 @@ func TestDesignListsEveryStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed := map[Name]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `((?:seal|node|keeper)\\.[a-z.]+)` \\|").FindAllSubmatch(text, -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `((?:seal|node|keeper|cluster)\\.[a-z.]+)` \\|").FindAllSubmatch(text, -1) {
 		listed[Name(row[1])] = true
 	}
 	for _, name := range All {
