@@ -54,8 +54,10 @@ type liveRestore struct {
 	live     *fsm.View  // that it would take the place of
 	state    seal.State // of live
 	plan     store.RestorePlan
+	request  []byte   // of the code; of a plan none
 	id       [16]byte // of this attempt
 
+	commits   bool          // a commit may have been sent
 	begun     uint64        // index at which the staging area was opened
 	overtaken atomic.Bool   // a chunk came before one that it follows
 	sent      atomic.Uint64 // index of a chunk, the newest that is staged or one of those beside it
@@ -83,8 +85,9 @@ func (o operator) RestoreLive(ctx context.Context, target store.RestoreTarget, c
 		return plan, err
 	}
 	defer done()
-	if last := r.live.Restored(); last != nil && subtle.ConstantTimeCompare(last.Request, restoreRequest(code)) == 1 {
-		return store.RestorePlan{Code: code, Incarnation: incarnation, Index: index, Done: last.Index}, nil
+	r.request = restoreRequest(code)
+	if at := r.doneAt(r.live); at != 0 {
+		return store.RestorePlan{Code: code, Incarnation: incarnation, Index: index, Done: at}, nil
 	}
 	if target == (store.RestoreTarget{}) {
 		target = store.RestoreTarget{Incarnation: incarnation, Index: index}
@@ -92,6 +95,10 @@ func (o operator) RestoreLive(ctx context.Context, target store.RestoreTarget, c
 	before, _ := r.live.Staged()
 	if err := r.read(ctx, target); err != nil {
 		return r.plan, err
+	}
+	// Another peer may have been at work under the same code for as long as that took.
+	if done, err := r.committed(ctx); err != nil || done {
+		return r.plan, logError(err)
 	}
 	if subtle.ConstantTimeCompare([]byte(r.plan.Code), []byte(code)) != 1 {
 		return r.plan, restoreConflict("plan_outdated", "the code is not that of the plan as it would be now: keys were sealed, or something restored, since it was made, or the archive holds another snapshot; nothing was changed: ask for a new plan")
@@ -241,17 +248,17 @@ func restoreRequest(code string) []byte {
 // carryOut stages what was read and puts it in the place of what is there.
 func (r *liveRestore) carryOut(ctx context.Context) (err error) {
 	view := r.opened.machine.View()
-	begin := view.BeginRestore(r.id, [16]byte(restoreRequest(r.plan.Code)))
-	opened, err := r.propose(ctx, &fsmpb.Command{Basis: basis(r.state.Generation), Op: &fsmpb.Command_BeginRestore{BeginRestore: begin}})
-	if err != nil {
-		return err
-	}
-	r.begun = opened.Index
+	begin := view.BeginRestore(r.id, [16]byte(r.request))
 	defer func() {
 		if err != nil {
 			err = r.giveUp(ctx, err)
 		}
 	}()
+	opened, err := r.propose(ctx, &fsmpb.Command{Basis: basis(r.state.Generation), Op: &fsmpb.Command_BeginRestore{BeginRestore: begin}})
+	if err != nil {
+		return err
+	}
+	r.begun = opened.Index
 	failpoint.Hit(failpoint.NodeRestoreBegin)
 	if err := r.stage(ctx, view, begin); err != nil {
 		return err
@@ -263,21 +270,25 @@ func (r *liveRestore) carryOut(ctx context.Context) (err error) {
 	// From here on the caller's leaving stops nothing: whether it was done has to be found out.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*stagePatience)
 	defer cancel()
+	r.commits = true
 	return r.commit(ctx, begin)
 }
 
 // giveUp ends a restore that failed with cause, though the caller may have left: what
 // was abandoned can never be committed, so the outcome is known then. It returns nil when
-// the commit came to the log after all.
+// the plan was carried out after all, by this attempt or by another one under its code.
 func (r *liveRestore) giveUp(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rpcTimeout)
 	defer cancel()
 	_, err := r.propose(ctx, &fsmpb.Command{Op: &fsmpb.Command_AbandonRestore{AbandonRestore: &fsmpb.AbandonRestore{Id: r.id[:]}}})
+	done, unread := r.committed(ctx)
 	switch {
-	case r.committed(ctx):
+	case done:
 		return nil
 	case err == nil && secret.CodeOf(cause) == secret.CodeUnknown:
 		return errGivenUp(cause)
+	case err != nil && unread != nil && (r.commits || secret.CodeOf(cause) == secret.CodeConflict):
+		return &secret.Error{Code: secret.CodeUnknown, Message: "it could not be found out whether the restore was done: ask again with the same code, which says so", Cause: errors.Join(cause, unread)}
 	case err != nil && secret.CodeOf(err) != secret.CodeConflict:
 		r.n.log.Warn("the staging area of a restore that failed could not be cleared; the leader does it in some minutes", "error", err)
 	}
@@ -288,18 +299,26 @@ func errGivenUp(cause error) error {
 	return &secret.Error{Code: secret.CodeUnavailable, Message: "the restore was given up; nothing was changed", Cause: cause}
 }
 
-// committed says whether this restore was the last one that was.
-func (r *liveRestore) committed(ctx context.Context) bool {
+// doneAt is the index at which the state of v was restored under the code; 0: it was not.
+func (r *liveRestore) doneAt(v *fsm.View) uint64 {
+	if last := v.Restored(); last != nil && subtle.ConstantTimeCompare(last.Request, r.request) == 1 {
+		return last.Index
+	}
+	return 0
+}
+
+// committed says whether the last restore that was done is the one under this code.
+func (r *liveRestore) committed(ctx context.Context) (bool, error) {
 	if _, err := r.n.cluster.WaitRead(ctx); err != nil {
-		return false
+		return false, err
 	}
-	last := r.n.machine.View().Restored()
-	if last == nil || [16]byte(last.Id) != r.id {
-		return false
+	at := r.doneAt(r.n.machine.View())
+	if at == 0 {
+		return false, nil
 	}
-	r.plan.Done = last.Index
+	r.plan.Done = at
 	r.n.log.Info("a state of the archive was restored into the cluster", "incarnation", r.plan.Incarnation, "index", r.plan.Index, "at", r.plan.Done)
-	return true
+	return true, nil
 }
 
 // stage sends the records, several chunks at once: the first failure ends it.
@@ -439,7 +458,7 @@ func (r *liveRestore) commit(ctx context.Context, begin *fsmpb.BeginRestore) err
 		if err == nil {
 			failpoint.Hit(failpoint.NodeRestoreCommitAfter)
 			r.plan.Done = result.Index
-			r.committed(ctx) // who asked reads it here next
+			_, _ = r.committed(ctx) // who asked reads it here next
 			return nil
 		}
 		if result.GetCode() != fsmpb.Code_CONFLICT || try == commitTries {

@@ -10,6 +10,7 @@ import (
 	"github.com/spike-ha/spike-ha/node/nodetest"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/snapshot"
+	"github.com/spike-ha/spike-ha/store"
 )
 
 // archiving starts a cluster that ships into a directory, at the newest format level.
@@ -141,4 +142,36 @@ func newest(c *nodetest.Cluster) (index uint64) {
 		index = max(index, c.Node(i).Applied())
 	}
 	return index
+}
+
+// A client that lost the peer that works for it asks another one with the same code. When
+// the first has done it meanwhile, the other says so, and not that nothing was changed.
+func TestRestoreLiveUnderOneCodeTwice(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	c := nodetest.Booted(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) { cfg.Archive = "file://" + dir }})
+	super := c.Client(nodetest.Role("superuser"))
+	rotate(t, super, "audit-path")
+	put(t, super, "a", "first")
+	shipped(t, c, archiveOf(t, dir))
+	then := newest(c)
+	put(t, super, "a", "second")
+	plan, err := c.Node(0).PlanRestore(ctx, store.RestoreTarget{Index: then})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first store.RestorePlan
+	second, err := c.Node(1).RestoreLive(ctx, plan.Code, func(s store.RestoreStep) {
+		if first.Done == 0 && s.Step == store.RestoreReading {
+			if first, err = c.Node(0).RestoreLive(ctx, plan.Code, func(store.RestoreStep) {}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil || first.Done == 0 || second.Done != first.Done {
+		t.Fatalf("done at %d, and the other peer says %d, %v", first.Done, second.Done, err)
+	}
+	if v := get(t, super, "a"); v != "first" {
+		t.Error(v)
+	}
 }

@@ -95,6 +95,11 @@ func (c *Client) RestoreArchive(ctx context.Context, q RestoreArchiveRequest, pr
 		maybe = maybe || q.Confirm != "" && taken || secret.CodeOf(err) == secret.CodeUnknown
 		switch secret.CodeOf(err) {
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded, secret.CodeUnknown:
+		case secret.CodeConflict:
+			if maybe { // it is this peer that changed nothing; the one before may be about to
+				err = &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: another peer was at work on it and did not say how it ended; ask again with the same code, which says whether it was done", Cause: err}
+			}
+			return plan, err
 		default:
 			return plan, err
 		}

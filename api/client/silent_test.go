@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/secret"
 )
 
 // A peer that takes requests and says nothing, as a frozen one does: a call that has little time gets its answer from
@@ -54,5 +55,39 @@ func TestSilentPeer(t *testing.T) {
 	}
 	if _, err := alone.List(t.Context(), ""); err != nil || asked.Load() != 2 {
 		t.Errorf("after a call that ran out of time with the silent peer: %v, asked %d times", err, asked.Load())
+	}
+}
+
+// A peer that took a restore and was lost may be about to commit it: that another one refuses says nothing of that.
+func TestRestoreThatWasLost(t *testing.T) {
+	t.Parallel()
+	lost := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("{\"step\":\"staging\"}\n"))
+	}))
+	defer lost.Close()
+	refuses := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		_, _ = w.Write([]byte(`{"code":"conflict","reason":"restore_running","message":"nothing was changed"}`))
+	}))
+	defer refuses.Close()
+	config := lost.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.RootCAs = nil
+	config.InsecureSkipVerify = true // two authorities of a test
+	for _, test := range []struct {
+		peers   []string
+		confirm string
+		want    secret.Code
+	}{
+		{[]string{lost.URL, refuses.URL}, "1-2-aa", secret.CodeUnknown},
+		{[]string{lost.URL, refuses.URL}, "", secret.CodeConflict}, // a plan
+		{[]string{refuses.URL, lost.URL}, "1-2-aa", secret.CodeConflict},
+	} {
+		cl, err := client.New(client.Config{Addresses: test.peers, TLS: config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cl.RestoreArchive(t.Context(), client.RestoreArchiveRequest{Confirm: test.confirm}, nil); secret.CodeOf(err) != test.want {
+			t.Errorf("%v: %v", test, err)
+		}
 	}
 }
