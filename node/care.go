@@ -27,6 +27,9 @@ const (
 	drillAgain = time.Hour
 	// careAfter is how long a new leader does other things first.
 	careAfter = time.Minute
+	// careAgain is what passes after a drill that could not even be tried, which is on
+	// record in the audit log alone.
+	careAgain = time.Minute
 )
 
 // careOf are the settings of the archive, with the defaults.
@@ -73,6 +76,7 @@ func (n *Node) caring() {
 		return
 	}
 	var since time.Time    // leads
+	var failed time.Time   // when the last drill could not be tried
 	var prunedAfter uint64 // index of the drill that retention followed last
 	for n.sleep(careEvery) {
 		if !n.cares() {
@@ -89,8 +93,10 @@ func (n *Node) caring() {
 			continue
 		}
 		ctx, cancel := n.while(n.ctx, n.cares)
-		if at := nextDrill(view, now); !at.IsZero() && !now.Before(at) {
-			n.drillBySchedule(ctx)
+		if at := nextDrill(view, now); !at.IsZero() && !now.Before(at) && now.Sub(failed).Abs() >= careAgain {
+			if !n.drillBySchedule(ctx) {
+				failed = now
+			}
 		}
 		if d := newestDrill(n.machine.View()); d != nil && d.Reason == "" && d.Index > prunedAfter && ctx.Err() == nil {
 			prunedAfter = d.Index
@@ -127,7 +133,8 @@ func (n *Node) byItself() store.Request {
 	return store.Request{ID: "archive-care", Caller: secret.Caller{ID: n.source.ID().String()}}
 }
 
-func (n *Node) drillBySchedule(ctx context.Context) {
+// drillBySchedule tells whether there is an outcome on record.
+func (n *Node) drillBySchedule(ctx context.Context) bool {
 	var id [16]byte
 	rand.Read(id[:])
 	err := n.store.OfOwnAccord(n.byItself(), "snapshot.drill", "setting archive drills", "drill "+hex.EncodeToString(id[:]), func() error {
@@ -138,6 +145,7 @@ func (n *Node) drillBySchedule(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		n.log.Warn("the archive could not be drilled; it is tried again", "error", err)
 	}
+	return err == nil
 }
 
 // prune does the retention, with what recorded drills have proven. What it came to

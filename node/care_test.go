@@ -557,3 +557,49 @@ func TestCareWithAStoreThatRefuses(t *testing.T) {
 		t.Errorf("it tried %d more times to delete", now-hits)
 	}
 }
+
+// A drill that cannot even be tried is tried again a minute later, not all the time: each try is on record in the audit log.
+func TestDrillThatCannotBeTried(t *testing.T) {
+	t.Parallel()
+	c, a, _, clock := cared(t, nil)
+	super := c.Client(nodetest.Role("superuser"))
+	saved(t, super, 1)
+	leader, release := c.Leader(), make(chan struct{})
+	tries := func() (n int) {
+		files, _ := filepath.Glob(filepath.Join(c.DataDir(leader), "audit", "*.jsonl"))
+		for _, name := range files {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range bytes.Lines(b) {
+				if bytes.Contains(line, []byte("setting archive drills")) && bytes.Contains(line, []byte(`"intent"`)) {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if err := c.Node(leader).HoldDrills(release); err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(2 * time.Minute)
+	nodetest.Eventually(t, "a try", func() error {
+		if tries() == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	for i := range 3 { // about a second each
+		put(t, super, fmt.Sprintf("more/%d", i), "v")
+		shipped(t, c, a)
+	}
+	if n := tries(); n != 1 {
+		t.Errorf("%d tries", n)
+	}
+	close(release)
+	clock.advance(time.Minute)
+	if d := drillsOf(t, super, 1).Drills[0]; !d.OK || tries() != 2 {
+		t.Errorf("%+v after %d tries", d, tries())
+	}
+}

@@ -111,3 +111,9 @@ func (n *Node) Stage(ctx context.Context, id byte) error {
 	}
 	return err
 }
+
+// HoldDrills has this peer be at work on a drill until the channel is closed.
+func (n *Node) HoldDrills(until <-chan struct{}) error {
+	_, err := n.drills.begin([16]byte{1}, n.loops.Go, func() (*fsmpb.Drill, error) { <-until; return nil, errSealedMeanwhile })
+	return err
+}
