@@ -123,8 +123,12 @@ func TestRestoreFromArchive(t *testing.T) {
 	if err != nil || report.Secrets != 29 || report.Data != before {
 		t.Fatalf("%+v, %v", report, err)
 	}
+	forged := filepath.Join(dir, "v1", fmt.Sprintf("%x", report.Cluster), fmt.Sprintf("%020d", uint64(1<<63)))
+	if err := errors.Join(os.MkdirAll(forged, 0o700), os.WriteFile(filepath.Join(forged, "claim"), []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	restored, incarnation, err := node.RestoreArchive(ctx, restoring)
-	if err != nil || restored.Data != before || incarnation <= 1 {
+	if err != nil || restored.Data != before || incarnation <= 1 || incarnation > 1<<32 {
 		t.Fatalf("%+v, %d, %v", restored, incarnation, err)
 	}
 	c.Configure(0, func(cfg *node.Config) { cfg.Peers = "nexus-1=" + c.PeerAddress(0) })

@@ -153,7 +153,6 @@ func (a *openedArchive) begin() (cluster.Seeding, error) {
 }
 
 func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snapshot.Item) error {
-	a.highest = snapshot.HighestIncarnation(list)
 	if err := a.reinstate(); err != nil {
 		return err
 	}
@@ -161,8 +160,21 @@ func (a *openedArchive) read(ctx context.Context, r ArchiveReading, list []snaps
 	if err != nil {
 		return err
 	}
-	return a.replay(ctx, r, plan)
+	if err := a.replay(ctx, r, plan); err != nil {
+		return err
+	}
+	known := max(a.report.Incarnation, a.newest.Incarnation)
+	for _, i := range list {
+		if i.Incarnation <= known+maxLead {
+			a.highest = max(a.highest, i.Incarnation)
+		}
+	}
+	return nil
 }
+
+// maxLead is by how much names in an archive can be ahead of what authenticates itself:
+// a restore draws below 2^20. What is further ahead was forged, and must not use up all incarnations.
+const maxLead = 1 << 40
 
 // reinstate takes all keys of the keyring into use: those that left the live peers may be those of an older object.
 func (a *openedArchive) reinstate() error {
