@@ -33,6 +33,7 @@ func cared(t *testing.T, change func(*node.Config)) (c *nodetest.Cluster, a *sna
 	dir, time = t.TempDir(), &clock{}
 	c = nodetest.Booted(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) {
 		cfg.Archive, cfg.Now = "file://"+dir, time.now
+		cfg.ArchiveSnapshotEvery = 10_000 * 3600e9 // by this clock, which tests advance: only they make snapshots
 		if change != nil {
 			change(cfg)
 		}
