@@ -13,6 +13,7 @@ import (
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/fsm/fsmpb"
 	"github.com/spike-ha/spike-ha/seal"
+	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/snapshot"
 	"github.com/spike-ha/spike-ha/snapshot/s3"
 )
@@ -183,4 +184,32 @@ func (m archiveMachine) Apply(e snapshot.LogEntry) error {
 		_, err = m.Machine.Apply(e.Index, e.Term, commands)
 	}
 	return err
+}
+
+// archiveError says what is wrong with an archive, or with reading it.
+func archiveError(err error) error {
+	var known *secret.Error
+	var gap *snapshot.GapError
+	conflict := func(reason, message string) error {
+		return &secret.Error{Code: secret.CodeConflict, Subject: "archive", Message: message + "; nothing was changed", Reason: reason, Cause: err}
+	}
+	switch {
+	case err == nil, errors.As(err, &known):
+		return err
+	case errors.Is(err, snapshot.ErrNothing), errors.Is(err, snapshot.ErrNoKeyring):
+		return conflict("archive_nothing", err.Error())
+	case errors.As(err, &gap):
+		return conflict("archive_gap", err.Error())
+	case errors.Is(err, errRecord):
+		return conflict("archive_keys", "a record of that state is under a key that this cluster does not have any more")
+	case errors.Is(err, snapshot.ErrForeign):
+		return conflict("archive_foreign", err.Error())
+	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, snapshot.ErrFormat), errors.Is(err, snapshot.ErrNotFound), errors.Is(err, fsm.ErrCorruptSnapshot), errors.As(err, new(*fsm.ErrUnknownLevel)):
+		return conflict("archive_damaged", err.Error())
+	case errors.Is(err, seal.ErrSealed):
+		return keyError(err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return errGivenUp(err)
+	}
+	return &secret.Error{Code: secret.CodeUnavailable, Subject: "archive", Message: "the archive cannot be read now; nothing was changed", Reason: "archive_unreadable", Cause: err}
 }

@@ -162,6 +162,22 @@ func TestAuditArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	lose := func(name string) func(*testing.T, string) {
+		return func(t *testing.T, dir string) {
+			if err := os.Remove(filepath.Join(dir, filepath.FromSlash(name))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	exchange := func(name, other string) func(*testing.T, string) {
+		return func(t *testing.T, dir string) {
+			b, err := os.ReadFile(at(other))
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(t, dir, name, func([]byte) []byte { return b })
+		}
+	}
 	for what, test := range map[string]struct {
 		damage func(t *testing.T, dir string)
 		kind   string
@@ -171,30 +187,10 @@ func TestAuditArchive(t *testing.T) {
 		"a flipped bit": {func(t *testing.T, dir string) {
 			change(t, dir, first[1], func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
 		}, audit.Altered, first[1], "cannot be read"},
-		"a missing object": {func(t *testing.T, dir string) {
-			if err := os.Remove(filepath.Join(dir, filepath.FromSlash(first[1]))); err != nil {
-				t.Fatal(err)
-			}
-		}, audit.Missing, first[2], "are missing"},
-		"the first object missing": {func(t *testing.T, dir string) {
-			if err := os.Remove(filepath.Join(dir, filepath.FromSlash(first[0]))); err != nil {
-				t.Fatal(err)
-			}
-		}, audit.Missing, first[1], "records 1 to"},
-		"an object of another peer": {func(t *testing.T, dir string) {
-			b, err := os.ReadFile(at(second[0]))
-			if err != nil {
-				t.Fatal(err)
-			}
-			change(t, dir, first[0], func([]byte) []byte { return b })
-		}, audit.Altered, first[0], "not what its place says"},
-		"another object of the peer": {func(t *testing.T, dir string) {
-			b, err := os.ReadFile(at(first[2]))
-			if err != nil {
-				t.Fatal(err)
-			}
-			change(t, dir, first[1], func([]byte) []byte { return b })
-		}, audit.Altered, first[1], "not what its place says"},
+		"a missing object":           {lose(first[1]), audit.Missing, first[2], "are missing"},
+		"the first object missing":   {lose(first[0]), audit.Missing, first[1], "records 1 to"},
+		"an object of another peer":  {exchange(first[0], second[0]), audit.Altered, first[0], "not what its place says"},
+		"another object of the peer": {exchange(first[1], first[2]), audit.Altered, first[1], "not what its place says"},
 		"half an object": {func(t *testing.T, dir string) {
 			change(t, dir, first[0], func(b []byte) []byte { return b[:len(b)/2] })
 		}, audit.Altered, first[0], "cannot be read"},
