@@ -60,7 +60,7 @@ type run struct {
 	recorder *history.Recorder
 	faults   []report.Fault
 	problems []string // that make the run invalid
-	dead     []string // violations of liveness
+	broken   []string // violations that were seen while a fault lasted or after it
 
 	mu      sync.Mutex // guards what follows
 	closers []func()
@@ -72,6 +72,9 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if err != nil {
 		return nil, err
 	}
+	if nem.Privileged && os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%s needs root", nem.Name)
+	}
 	dir, err := os.MkdirTemp("", "jep") // short, for the sake of sockets
 	if err != nil {
 		return nil, err
@@ -82,6 +85,9 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true}
 	if cell.Defect != "" {
 		o.Env = []string{"SPIKE_PLANTED=" + string(cell.Defect)}
+	}
+	if nem.Prepare != nil {
+		nem.Prepare(&o)
 	}
 	c, err := harness.Start(started, o)
 	keep := true
@@ -228,6 +234,11 @@ func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
 		r.pause(ctx, hold)
 		f.End = r.recorder.Now()
 		r.bite(&f, harm)
+		if harm.Check != nil {
+			if err := harm.Check(ctx); err != nil {
+				r.broken = append(r.broken, fmt.Sprintf("during the fault at %s (%s): %v", f.Begin.Round(time.Millisecond), f.What, err))
+			}
+		}
 		if harm.Undo != nil {
 			limit, cancel := context.WithTimeout(ctx, bringUp)
 			if err := harm.Undo(limit); err != nil {
@@ -237,7 +248,7 @@ func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
 		}
 		healed := r.recorder.Now()
 		if err := r.recovered(ctx, healed); err != nil {
-			r.dead = append(r.dead, fmt.Sprintf("after the fault at %s (%s) was over: %v", f.Begin.Round(time.Millisecond), f.What, err))
+			r.broken = append(r.broken, fmt.Sprintf("after the fault at %s (%s) was over: %v", f.Begin.Round(time.Millisecond), f.What, err))
 			f.Recovered = r.recorder.Now()
 			r.faults = append(r.faults, f)
 			return
@@ -269,7 +280,7 @@ func (r *run) bite(f *report.Fault, harm nemesis.Harm) {
 	}
 	for _, i := range harm.Running {
 		if n[i] == 0 {
-			r.dead = append(r.dead, fmt.Sprintf("%s, and %s answered nothing from %s to %s", f.What, harness.PeerName(i), from.Round(time.Millisecond), f.End.Round(time.Millisecond)))
+			r.broken = append(r.broken, fmt.Sprintf("%s, and %s answered nothing from %s to %s", f.What, harness.PeerName(i), from.Round(time.Millisecond), f.End.Round(time.Millisecond)))
 		}
 	}
 }
@@ -313,7 +324,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	ops := r.recorder.Ops()
 	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: build(), When: time.Now().UTC(),
 		Faults: r.faults, Invalid: r.problems, Ops: ops}
-	out.Violations = append(out.Violations, r.dead...)
+	out.Violations = append(out.Violations, r.broken...)
 	if err != nil {
 		out.Violations = append(out.Violations, "at the end: "+err.Error())
 	}

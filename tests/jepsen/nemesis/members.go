@@ -2,9 +2,9 @@ package nemesis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/spike-ha/spike-ha/tests/harness"
@@ -18,47 +18,29 @@ func members() []Nemesis {
 				return Harm{}, fmt.Errorf("there is no learner")
 			}
 			learner := t.Peers() - 1
-			churn, end := context.WithCancel(context.Background())
-			var wait sync.WaitGroup
-			done := 0
 			order := t.Random.Perm(64)
-			wait.Go(func() {
-				for i := 0; churn.Err() == nil; i++ {
-					limit, cancel := context.WithTimeout(churn, 5*time.Second)
-					switch leader, err := t.Leader(limit); {
-					case err != nil:
-					case i%2 == 0:
-						victim := order[i%len(order)] % t.Voters
-						if victim == leader {
-							victim = (victim + 1) % t.Voters
-						}
-						if t.Operator.DemoteMember(limit, harness.PeerName(victim)) == nil {
-							done++
-						}
-						_ = t.Operator.PromoteMember(limit, harness.PeerName(victim))
-					default:
-						if t.Operator.RemoveMember(limit, harness.PeerName(learner)) == nil {
-							done++
-						}
-						_ = t.Operator.AddMember(limit, harness.PeerName(learner), t.PeerAddress(learner))
+			harm := t.again("members change", 2, 5*time.Second, func(ctx context.Context, i int) (done bool) {
+				leader, err := t.Leader(ctx)
+				switch {
+				case err != nil:
+				case i%2 == 0:
+					victim := order[i%len(order)] % t.Voters
+					if victim == leader {
+						victim = (victim + 1) % t.Voters
 					}
-					cancel()
+					done = t.Operator.DemoteMember(ctx, harness.PeerName(victim)) == nil
+					_ = t.Operator.PromoteMember(ctx, harness.PeerName(victim))
+				default:
+					done = t.Operator.RemoveMember(ctx, harness.PeerName(learner)) == nil
+					_ = t.Operator.AddMember(ctx, harness.PeerName(learner), t.PeerAddress(learner))
 				}
+				return done
 			})
-			return Harm{What: "members change", Undo: func(ctx context.Context) error {
-				end()
-				wait.Wait()
-				if done < 2 {
-					return fmt.Errorf("the members changed %d times", done)
-				}
-				return t.complete(ctx)
-			}}, nil
+			still := harm.Undo
+			harm.Undo = func(ctx context.Context) error { return errors.Join(still(ctx), t.complete(ctx)) }
+			return harm, nil
 		}},
-		{Name: "wipe", About: "a follower loses its disk, is removed and joins again", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+		{Name: "wipe", About: "a follower loses its disk, is removed and joins again", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
 			if err := t.Peer(victim).Kill(); err != nil {
 				return Harm{}, err
@@ -70,13 +52,15 @@ func members() []Nemesis {
 			if err := t.Peer(victim).Start(); err != nil {
 				return Harm{}, err
 			}
-			return Harm{"disk lost: " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(ctx context.Context) error {
-				if err := harness.Poll(ctx, func() error { return t.Operator.RemoveMember(ctx, harness.PeerName(victim)) }); err != nil {
-					return err
-				}
-				return t.complete(ctx)
-			}}, nil
-		}},
+			return Harm{What: "disk lost: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(ctx context.Context) error {
+					if err := harness.Poll(ctx, func() error { return t.Operator.RemoveMember(ctx, harness.PeerName(victim)) }); err != nil {
+						return err
+					}
+					return t.complete(ctx)
+				}},
+
+				nil
+		})},
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -49,6 +51,8 @@ type Harm struct {
 	// Silenced are peers that answer nobody from some moment after the beginning until the fault is over; the run is
 	// invalid if one does. Running are those that have to answer meanwhile.
 	Silenced, Running []int
+	// Check, if there is one, is asked before Undo; what it says is a violation.
+	Check func(context.Context) error
 	// Undo ends the fault.
 	Undo func(context.Context) error
 }
@@ -60,23 +64,64 @@ type Nemesis struct {
 	Do func(context.Context, *Target) (Harm, error)
 	// Hold is how long the harm lasts at least; the default is a few seconds.
 	Hold time.Duration
+	// Prepare, if there is one, asks for what the cluster must have to be harmed in this way.
+	Prepare func(*harness.Options)
+	// Privileged says that it takes root.
+	Privileged bool
 }
 
-// All are the nemeses that need no privileges.
+// All are the nemeses.
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
 	}}}, partitions(), processes(), operations(), members(), keepers())
 }
 
-// Find is the nemesis of a name.
+// Find is the nemesis of a name; "a+b" is a with b on top of it.
 func Find(name string) (Nemesis, error) {
+	first, second, both := strings.Cut(name, "+")
 	for _, n := range All() {
-		if n.Name == name {
+		if n.Name != first {
+			continue
+		}
+		if !both {
 			return n, nil
 		}
+		other, err := Find(second)
+		if err != nil {
+			return Nemesis{}, err
+		}
+		return overlap(n, other), nil
 	}
-	return Nemesis{}, fmt.Errorf("there is no nemesis %q", name)
+	return Nemesis{}, fmt.Errorf("there is no nemesis %q", first)
+}
+
+// overlap does one harm on top of another. Two of them may well take the quorum away, so that nobody has to go on.
+func overlap(a, b Nemesis) Nemesis {
+	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Privileged: a.Privileged || b.Privileged,
+		Prepare: func(o *harness.Options) {
+			for _, n := range []Nemesis{a, b} {
+				if n.Prepare != nil {
+					n.Prepare(o)
+				}
+			}
+		},
+		Do: func(ctx context.Context, t *Target) (Harm, error) {
+			lower, err := a.Do(ctx, t)
+			if err != nil {
+				return lower, err
+			}
+			upper, err := b.Do(ctx, t)
+			undo := func(ctx context.Context) error { return errors.Join(upper.undo(ctx), lower.undo(ctx)) }
+			return Harm{What: lower.What + "; " + upper.What, Undo: undo}, err
+		}}
+}
+
+func (h Harm) undo(ctx context.Context) error {
+	if h.Undo == nil {
+		return nil
+	}
+	return h.Undo(ctx)
 }
 
 // Leader waits for one that itself says so.
@@ -99,6 +144,41 @@ func (t *Target) Leader(ctx context.Context) (leader int, err error) {
 		return errors.New("nobody leads")
 	})
 	return leader, err
+}
+
+// led does harm in which the leader has a part.
+func led(do func(ctx context.Context, t *Target, leader int) (Harm, error)) func(context.Context, *Target) (Harm, error) {
+	return func(ctx context.Context, t *Target) (Harm, error) {
+		leader, err := t.Leader(ctx)
+		if err != nil {
+			return Harm{}, err
+		}
+		return do(ctx, t, leader)
+	}
+}
+
+// again does something until the harm is over; ending it is an error when fewer than least of them succeeded.
+func (t *Target) again(what string, least int, attempt time.Duration, do func(ctx context.Context, i int) bool) Harm {
+	run, end := context.WithCancel(context.Background())
+	var wait sync.WaitGroup
+	done := 0
+	wait.Go(func() {
+		for i := 0; run.Err() == nil; i++ {
+			limit, cancel := context.WithTimeout(run, attempt)
+			if do(limit, i) {
+				done++
+			}
+			cancel()
+		}
+	})
+	return Harm{What: what, Undo: func(context.Context) error {
+		end()
+		wait.Wait()
+		if done < least {
+			return fmt.Errorf("%s: only %d times", what, done)
+		}
+		return nil
+	}}
 }
 
 // voters are the voters but for some, in random order.

@@ -14,49 +14,24 @@ import (
 func operations() []Nemesis {
 	return []Nemesis{
 		{Name: "transfer-storm", About: "leadership is handed around without a pause", Do: func(_ context.Context, t *Target) (Harm, error) {
-			storm, end := context.WithCancel(context.Background())
-			var wait sync.WaitGroup
-			done := 0
 			order := t.Random.Perm(64)
-			wait.Go(func() {
-				for i := 0; storm.Err() == nil; i++ {
-					limit, cancel := context.WithTimeout(storm, 2*time.Second)
-					if t.Operator.TransferLeadership(limit, harness.PeerName(order[i%len(order)]%t.Voters)) == nil {
-						done++
-					}
-					cancel()
-				}
-			})
-			return Harm{What: "leadership is handed around", Undo: func(context.Context) error {
-				end()
-				wait.Wait()
-				if done < 3 {
-					return fmt.Errorf("leadership was handed over %d times", done)
-				}
-				return nil
-			}}, nil
+			return t.again("leadership is handed around", 3, 2*time.Second, func(ctx context.Context, i int) bool {
+				return t.Operator.TransferLeadership(ctx, harness.PeerName(order[i%len(order)]%t.Voters)) == nil
+			}), nil
 		}},
-		{Name: "rotation", About: "keys are rotated while a follower is dead", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+		{Name: "rotation", About: "keys are rotated while a follower is dead", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
 			if err := t.Peer(victim).Kill(); err != nil {
 				return Harm{}, err
 			}
-			err = harness.Poll(ctx, func() error {
+			err := harness.Poll(ctx, func() error {
 				limit, cancel := context.WithTimeout(ctx, 5*time.Second)
 				defer cancel()
 				return t.Operator.RotateKeys(limit)
 			})
-			return Harm{"rotated without " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(context.Context) error { return t.Peer(victim).Start() }}, err
-		}},
-		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+			return Harm{What: "rotated without " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return t.Peer(victim).Start() }}, err
+		})},
+		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			var wait sync.WaitGroup
 			var failed error
 			id := newID(t)
@@ -72,31 +47,31 @@ func operations() []Nemesis {
 			if err := t.Peer(leader).Kill(); err != nil {
 				return Harm{}, err
 			}
-			return Harm{"killed: " + harness.PeerName(leader), []int{leader}, t.peers(leader), func(context.Context) error {
-				err := t.Peer(leader).Start()
-				wait.Wait()
-				if err == nil {
-					err = failed
-				}
-				return err
-			}}, nil
-		}},
-		{Name: "seal", About: "an operator seals the cluster, with a follower cut off, and unseals it", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+			return Harm{What: "killed: " + harness.PeerName(leader), Silenced: []int{leader}, Running: t.peers(leader), Undo: func(context.Context) error {
+					err := t.Peer(leader).Start()
+					wait.Wait()
+					if err == nil {
+						err = failed
+					}
+					return err
+				}},
+
+				nil
+		})},
+		{Name: "seal", About: "an operator seals the cluster, with a follower cut off, and unseals it", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
 			t.Links.Partition([]int{victim}, t.peers(victim))
 			if err := t.record(ctx, "seal", func(ctx context.Context) error { return t.Operator.Seal(ctx, "") }); err != nil {
 				t.Links.Heal()
 				return Harm{}, err
 			}
-			return Harm{"sealed, with " + harness.PeerName(victim) + " cut off", t.peers(), nil, func(ctx context.Context) error {
-				t.Links.Heal()
-				return t.record(ctx, "unseal", func(ctx context.Context) error { return t.Operator.Unseal(ctx, "") })
-			}}, nil
-		}},
+			return Harm{What: "sealed, with " + harness.PeerName(victim) + " cut off", Silenced: t.peers(), Undo: func(ctx context.Context) error {
+					t.Links.Heal()
+					return t.record(ctx, "unseal", func(ctx context.Context) error { return t.Operator.Unseal(ctx, "") })
+				}},
+
+				nil
+		})},
 	}
 }
 
@@ -119,13 +94,9 @@ func keepers() []Nemesis {
 			if err := t.Keeper(lost).Kill(); err != nil {
 				return Harm{}, err
 			}
-			return Harm{"lost: " + harness.KeeperName(lost), nil, t.peers(), func(context.Context) error { return t.Keeper(lost).Start() }}, nil
+			return Harm{What: "lost: " + harness.KeeperName(lost), Running: t.peers(), Undo: func(context.Context) error { return t.Keeper(lost).Start() }}, nil
 		}},
-		{Name: "keepers-lost", About: "all Keepers die, a follower restarts and stays sealed; the Keepers come back empty, and are refilled", Hold: 5 * time.Second, Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+		{Name: "keepers-lost", About: "all Keepers die, a follower restarts and stays sealed; the Keepers come back empty, and are refilled", Hold: 5 * time.Second, Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			for _, i := range all(t) {
 				if err := t.Keeper(i).Kill(); err != nil {
 					return Harm{}, err
@@ -138,14 +109,16 @@ func keepers() []Nemesis {
 			if err := t.Peer(victim).Start(); err != nil {
 				return Harm{}, err
 			}
-			return Harm{"all Keepers, and " + harness.PeerName(victim) + " restarted", []int{victim}, t.peers(victim), func(context.Context) error {
-				for _, i := range all(t) {
-					if err := t.Keeper(i).Start(); err != nil {
-						return err
+			return Harm{What: "all Keepers, and " + harness.PeerName(victim) + " restarted", Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error {
+					for _, i := range all(t) {
+						if err := t.Keeper(i).Start(); err != nil {
+							return err
+						}
 					}
-				}
-				return nil
-			}}, nil
-		}},
+					return nil
+				}},
+
+				nil
+		})},
 	}
 }

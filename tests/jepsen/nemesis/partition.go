@@ -19,24 +19,16 @@ func (t *Target) heal(context.Context) error {
 func partitions() []Nemesis {
 	learners := func(t *Target) []int { return t.peers(t.voters()...) }
 	return []Nemesis{
-		{Name: "partition-leader", About: "the leader is cut off from everybody", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+		{Name: "partition-leader", About: "the leader is cut off from everybody", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			rest := t.peers(leader)
 			t.Links.Partition([]int{leader}, rest)
-			return Harm{"cut off: " + harness.PeerName(leader), []int{leader}, rest, t.heal}, nil
-		}},
-		{Name: "partition-leader-learner", About: "the leader and the learners are cut off from the other voters", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+			return Harm{What: "cut off: " + harness.PeerName(leader), Silenced: []int{leader}, Running: rest, Undo: t.heal}, nil
+		})},
+		{Name: "partition-leader-learner", About: "the leader and the learners are cut off from the other voters", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			old, rest := append(learners(t), leader), t.voters(leader)
 			t.Links.Partition(old, rest)
-			return Harm{fmt.Sprintf("%v from %v", names(old), names(rest)), old, rest, t.heal}, nil
-		}},
+			return Harm{What: fmt.Sprintf("%v from %v", names(old), names(rest)), Silenced: old, Running: rest, Undo: t.heal}, nil
+		})},
 		{Name: "partition-halves", About: "a majority of the voters on one side, the rest on the other, the learners anywhere", Do: func(_ context.Context, t *Target) (Harm, error) {
 			v := t.voters()
 			many, few := slices.Clone(v[:t.Voters/2+1]), slices.Clone(v[t.Voters/2+1:])
@@ -48,7 +40,7 @@ func partitions() []Nemesis {
 				}
 			}
 			t.Links.Partition(many, few)
-			return Harm{fmt.Sprintf("%v from %v", names(few), names(many)), few, many, t.heal}, nil
+			return Harm{What: fmt.Sprintf("%v from %v", names(few), names(many)), Silenced: few, Running: many, Undo: t.heal}, nil
 		}},
 		{Name: "partition-bridge", About: "one voter hears all, the others only it: each sees a majority", Do: func(_ context.Context, t *Target) (Harm, error) {
 			v := t.voters()
@@ -57,7 +49,7 @@ func partitions() []Nemesis {
 					t.Links.Cut(a, b)
 				}
 			}
-			return Harm{"all hear " + harness.PeerName(v[0]) + " alone", nil, nil, t.heal}, nil
+			return Harm{What: "all hear " + harness.PeerName(v[0]) + " alone", Undo: t.heal}, nil
 		}},
 		{Name: "partition-ring", About: "each voter hears a majority, and no two the same one", Do: func(_ context.Context, t *Target) (Harm, error) {
 			v := t.voters()
@@ -68,7 +60,7 @@ func partitions() []Nemesis {
 					}
 				}
 			}
-			return Harm{fmt.Sprintf("round %v, one way", names(v)), nil, nil, t.heal}, nil
+			return Harm{What: fmt.Sprintf("round %v, one way", names(v)), Undo: t.heal}, nil
 		}},
 		{Name: "partition-deaf-leader", About: "the leader sends, and hears nobody", Do: oneWay(func(t *Target, leader, other int) { t.Links.Cut(other, leader) })},
 		{Name: "partition-mute-leader", About: "the leader hears, and cannot send", Do: oneWay(func(t *Target, leader, other int) { t.Links.Cut(leader, other) })},
@@ -94,11 +86,13 @@ func partitions() []Nemesis {
 					}
 				}
 			})
-			return Harm{"the links of " + harness.PeerName(victim), nil, t.peers(victim), func(ctx context.Context) error {
-				close(done)
-				wait.Wait()
-				return t.heal(ctx)
-			}}, nil
+			return Harm{What: "the links of " + harness.PeerName(victim), Running: t.peers(victim), Undo: func(ctx context.Context) error {
+					close(done)
+					wait.Wait()
+					return t.heal(ctx)
+				}},
+
+				nil
 		}},
 	}
 }
@@ -113,6 +107,6 @@ func oneWay(cut func(t *Target, leader, other int)) func(context.Context, *Targe
 		for _, i := range t.peers(leader) {
 			cut(t, leader, i)
 		}
-		return Harm{harness.PeerName(leader), []int{leader}, t.voters(leader), t.heal}, nil
+		return Harm{What: harness.PeerName(leader), Silenced: []int{leader}, Running: t.voters(leader), Undo: t.heal}, nil
 	}
 }

@@ -21,13 +21,15 @@ func processes() []Nemesis {
 		if len(victims) > 1 {
 			running = nil // no quorum
 		}
-		return Harm{fmt.Sprintf("killed: %v", names(victims)), victims, running, func(context.Context) error {
-			var failed error
-			for _, i := range victims {
-				failed = errors.Join(failed, t.Peer(i).Start())
-			}
-			return failed
-		}}, nil
+		return Harm{What: fmt.Sprintf("killed: %v", names(victims)), Silenced: victims, Running: running, Undo: func(context.Context) error {
+				var failed error
+				for _, i := range victims {
+					failed = errors.Join(failed, t.Peer(i).Start())
+				}
+				return failed
+			}},
+
+			nil
 	}
 	freeze := func(hold time.Duration) func(ctx context.Context, t *Target) (Harm, error) {
 		return func(ctx context.Context, t *Target) (Harm, error) {
@@ -38,7 +40,7 @@ func processes() []Nemesis {
 			if err := t.Peer(leader).Freeze(); err != nil {
 				return Harm{}, err
 			}
-			h := Harm{"frozen: " + harness.PeerName(leader), []int{leader}, t.peers(leader), func(context.Context) error { return t.Peer(leader).Thaw() }}
+			h := Harm{What: "frozen: " + harness.PeerName(leader), Silenced: []int{leader}, Running: t.peers(leader), Undo: func(context.Context) error { return t.Peer(leader).Thaw() }}
 			if hold < time.Second {
 				h.Silenced, h.Running = nil, nil
 			}
@@ -46,13 +48,9 @@ func processes() []Nemesis {
 		}
 	}
 	return []Nemesis{
-		{Name: "kill-leader", About: "SIGKILL of the leader", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+		{Name: "kill-leader", About: "SIGKILL of the leader", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			return kill(t, leader)
-		}},
+		})},
 		{Name: "kill-one", About: "SIGKILL of any peer", Do: func(_ context.Context, t *Target) (Harm, error) {
 			return kill(t, t.Random.IntN(t.Peers()))
 		}},
@@ -64,13 +62,9 @@ func processes() []Nemesis {
 		}},
 		{Name: "freeze-leader", About: "SIGSTOP of the leader until another has led for a while", Hold: 5 * time.Second, Do: freeze(5 * time.Second)},
 		{Name: "freeze-shortly", About: "SIGSTOP of the leader for about an election timeout", Hold: 600 * time.Millisecond, Do: freeze(600 * time.Millisecond)},
-		{Name: "freeze-follower", About: "SIGSTOP of a follower", Do: func(ctx context.Context, t *Target) (Harm, error) {
-			leader, err := t.Leader(ctx)
-			if err != nil {
-				return Harm{}, err
-			}
+		{Name: "freeze-follower", About: "SIGSTOP of a follower", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
-			return Harm{"frozen: " + harness.PeerName(victim), []int{victim}, t.peers(victim), func(context.Context) error { return t.Peer(victim).Thaw() }}, t.Peer(victim).Freeze()
-		}},
+			return Harm{What: "frozen: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return t.Peer(victim).Thaw() }}, t.Peer(victim).Freeze()
+		})},
 	}
 }
