@@ -31,98 +31,140 @@ func main() { os.Exit(attackAll()) }
 
 func attackAll() int {
 	var (
-		tier      = flag.String("tier", "smoke", "`smoke` (5 minutes), full (every nemesis) or soak (random ones until -for is over)")
-		nemeses   = flag.String("nemesis", "", "`NAMES` of nemeses to run instead of a tier's, separated by commas")
+		s         suite
+		tier      = flag.String("tier", "smoke", "`smoke` (5 minutes), full (every row) or soak (two harms at a time, drawn, until -for is over)")
+		nemeses   = flag.String("nemesis", "", "`NAMES` of nemeses to run instead of a tier's, separated by commas; a+b does b on top of a")
+		number    = flag.Int("row", 0, "`NUMBER` of a row to run instead of a tier")
 		workloads = flag.String("workload", "", "`NAMES` of workloads; all when empty")
-		seed      = flag.Uint64("seed", 0, "`SEED` of everything that is drawn; 0 draws one")
-		length    = flag.Duration("length", 20*time.Second, "how long each run is attacked")
-		forHours  = flag.Duration("for", time.Hour, "how long a soak goes on")
-		out       = flag.String("out", "jepsen-results", "`DIRECTORY` for reports and, of runs that did not pass, data, logs and history")
-		binaries  = flag.String("binaries", "bin", "`DIRECTORY` of nexus and keeper")
-		resume    = flag.Bool("resume", false, "pass over runs that have a report of this build in -out")
+		soak      = flag.Duration("for", time.Hour, "how long a soak goes on")
 		mustfail  = flag.Bool("must-fail", false, "run programs with defects on purpose (-binaries built with the tag planted), and fail unless each is caught")
 		defects   = flag.String("defects", "", "`NAMES` of defects for -must-fail; all when empty")
 		list      = flag.Bool("list", false, "list the nemeses")
+		listRows  = flag.Bool("rows", false, "list the rows, as Markdown")
 	)
+	flag.Uint64Var(&s.seed, "seed", 0, "`SEED` of everything that is drawn; 0 draws one")
+	flag.DurationVar(&s.cell.Length, "length", 20*time.Second, "how long each run is attacked")
+	flag.DurationVar(&s.cell.Pace, "pace", 8*time.Millisecond, "pause of each of the clients between two operations")
+	flag.StringVar(&s.out, "out", "jepsen-results", "`DIRECTORY` for reports and, of runs that did not pass, data, logs and history")
+	flag.StringVar(&s.binaries, "binaries", "bin", "`DIRECTORY` of nexus and keeper")
+	flag.BoolVar(&s.resume, "resume", false, "pass over runs that have a report of this build in -out")
 	flag.Parse()
-	if *list {
+	switch {
+	case *list:
 		for _, n := range nemesis.All() {
 			fmt.Printf("%-26s %s\n", n.Name, n.About)
 		}
 		return 0
+	case *listRows:
+		fmt.Print(table())
+		return 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := os.MkdirAll(filepath.Join(*out, "must-fail"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(s.out, "must-fail"), 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
 	}
-	given := *seed
-	if given == 0 {
-		given = rand.Uint64N(1 << 32)
+	if s.seed == 0 {
+		s.seed = rand.Uint64N(1 << 32)
 	}
-	if *mustfail {
-		return mustFail(ctx, strings.Split(*defects, ","), given, *length, *binaries, *out)
+	s.cell.Voters, s.cell.Learners, s.cell.Keepers = 3, 1, 3
+	if *workloads != "" {
+		s.cell.Workloads = strings.Split(*workloads, ",")
 	}
+	switch {
+	case *mustfail:
+		return mustFail(ctx, strings.Split(*defects, ","), s.seed, s.cell, s.binaries, s.out)
+	case *nemeses != "":
+		s.each(ctx, strings.Split(*nemeses, ","))
+	case *number != 0:
+		i := slices.IndexFunc(rows, func(r row) bool { return r.number == *number })
+		if i < 0 {
+			fmt.Fprintf(os.Stderr, "there is no row %d; -rows lists them\n", *number)
+			return 3
+		}
+		s.each(ctx, rows[i].nemeses)
+	case *tier == "smoke":
+		s.each(ctx, smoke)
+	case *tier == "full":
+		s.each(ctx, full())
+	default:
+		s.soak(ctx, *soak)
+	}
+	fmt.Print(report.Table(s.runs))
+	return s.worst
+}
+
+// suite runs cells one after the other.
+type suite struct {
+	cell          Cell // what all have in common
+	seed          uint64
+	binaries, out string
+	resume        bool
+
+	runs  []*report.Run
+	worst int // the exit code so far
+}
+
+func (s *suite) each(ctx context.Context, names []string) {
+	for i, name := range names {
+		if ctx.Err() == nil {
+			s.run(ctx, name, s.seed+uint64(i))
+		}
+	}
+}
+
+// soak draws pairs of nemeses until they attacked for long enough, those of an earlier start included when it goes on.
+func (s *suite) soak(ctx context.Context, long time.Duration) {
 	var all []string
 	for _, n := range nemesis.All() {
-		all = append(all, n.Name)
-	}
-	var names []string
-	switch {
-	case *nemeses != "":
-		names = strings.Split(*nemeses, ",")
-	case *tier == "smoke":
-		names = smoke
-	default:
-		names = all
-	}
-	var loads []string
-	if *workloads != "" {
-		loads = strings.Split(*workloads, ",")
-	}
-	worst := 0
-	var runs []*report.Run
-	begin := time.Now()
-	draw := rand.New(rand.NewPCG(given, 7))
-	for i := 0; ctx.Err() == nil; i++ {
-		if *tier == "soak" && *nemeses == "" {
-			if time.Since(begin) > *forHours {
-				break
-			}
-			names = []string{all[draw.IntN(len(all))]}
-		} else if i == len(names) {
-			break
+		if n.Name != "none" && !(n.Privileged && os.Geteuid() != 0) {
+			all = append(all, n.Name)
 		}
-		cell := Cell{Nemesis: names[i%len(names)], Workloads: loads, Seed: given + uint64(i), Length: *length, Voters: 3, Learners: 1, Keepers: 3}
-		file := filepath.Join(*out, cell.Name()+".json")
-		if *resume && passed(file) {
-			continue
+	}
+	draw := rand.New(rand.NewPCG(s.seed, 7))
+	var done time.Duration
+	for i := uint64(0); done < long && ctx.Err() == nil; i++ {
+		r := s.run(ctx, all[draw.IntN(len(all))]+"+"+all[draw.IntN(len(all))], s.seed+i)
+		if r != nil {
+			done += r.Length
 		}
-		r, err := execute(ctx, cell, *binaries, *out)
-		if err != nil {
-			fmt.Printf("%-40s could not be run: %v\n", cell.Name(), err)
-			worst = 3
-			continue
-		}
-		runs = append(runs, r)
+	}
+	fmt.Printf("\nattacked for %s\n", done.Round(time.Second))
+}
+
+// run runs a cell, or finds that it was run; nil when it could not be run.
+func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
+	cell := s.cell
+	cell.Nemesis, cell.Seed = name, seed
+	file := filepath.Join(s.out, cell.Name()+".json")
+	if r := earlier(file); s.resume && r != nil && r.Verdict == report.Passed {
+		s.runs = append(s.runs, r)
+		return r
+	}
+	r, err := execute(ctx, cell, s.binaries, s.out)
+	if err == nil {
 		fmt.Println(r.Line())
 		for _, v := range slices.Concat(r.Violations, r.Invalid) {
 			fmt.Println("    " + v)
 		}
-		if err := r.Save(*out); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 3
-		}
-		worst = max(worst, map[report.Verdict]int{report.Passed: 0, report.Violated: 1, report.Invalid: 2}[r.Verdict])
+		err = r.Save(s.out)
 	}
-	fmt.Print(report.Table(runs))
-	return worst
+	if err != nil {
+		fmt.Printf("%-36s could not be run: %v\n", cell.Name(), err)
+		s.worst = 3
+		return nil
+	}
+	s.runs = append(s.runs, r)
+	s.worst = max(s.worst, map[report.Verdict]int{report.Passed: 0, report.Violated: 1, report.Invalid: 2}[r.Verdict])
+	return r
 }
 
-// passed says whether a report says that its run passed, of this build.
-func passed(file string) bool {
-	b, err := os.ReadFile(file)
+// earlier is the report of a run of this build, if there is one.
+func earlier(file string) *report.Run {
 	var r report.Run
-	return err == nil && json.Unmarshal(b, &r) == nil && r.Verdict == report.Passed && r.Build == build()
+	if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &r) != nil || r.Build != build() {
+		return nil
+	}
+	return &r
 }

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/tests/jepsen/report"
@@ -27,7 +26,7 @@ var catches = map[planted.Defect]struct{ nemesis, says string }{
 const tries = 4
 
 // mustFail runs builds with a defect, and fails unless each is caught for what it is.
-func mustFail(ctx context.Context, only []string, seed uint64, length time.Duration, binaries, out string) int {
+func mustFail(ctx context.Context, only []string, seed uint64, common Cell, binaries, out string) int {
 	worst := 0
 	for i, d := range planted.All {
 		if only[0] != "" && !slices.Contains(only, string(d)) {
@@ -35,7 +34,8 @@ func mustFail(ctx context.Context, only []string, seed uint64, length time.Durat
 		}
 		caught := false
 		for try := range tries {
-			cell := Cell{Nemesis: catches[d].nemesis, Seed: seed + uint64(i*tries+try), Length: length, Voters: 3, Learners: 1, Keepers: 3, Defect: d}
+			cell := common
+			cell.Nemesis, cell.Seed, cell.Defect = catches[d].nemesis, seed+uint64(i*tries+try), d
 			r, err := execute(ctx, cell, binaries, filepath.Join(out, "must-fail"))
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "%s: %v\n", d, err)

@@ -28,6 +28,7 @@ type Cell struct {
 	Workloads []string
 	Seed      uint64
 	Length    time.Duration
+	Pace      time.Duration // the pause of a process between two operations: it bounds the histories, and leaves the machine to the cluster
 	Voters    int
 	Learners  int
 	Keepers   int
@@ -50,8 +51,6 @@ const (
 	settle = 2 * time.Second
 	// least is how many operations each peer must have answered, each second of the run, for it to mean anything.
 	least = 5
-	// pace is the pause of a process between two operations: it bounds the histories, and leaves the machine to the cluster.
-	pace = 8 * time.Millisecond
 )
 
 type run struct {
@@ -197,7 +196,7 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 						step(ctx) // what is on its way at the end is waited for
 						select {
 						case <-running.Done():
-						case <-time.After(pace):
+						case <-time.After(r.cell.Pace):
 						}
 					}
 				})

@@ -42,14 +42,14 @@ func members() []Nemesis {
 		}},
 		{Name: "wipe", About: "a follower loses its disk, is removed and joins again", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
-			if err := t.Peer(victim).Kill(); err != nil {
+			if err := down(t.Peer(victim)); err != nil {
 				return Harm{}, err
 			}
 			if err := os.RemoveAll(t.DataDir(victim)); err != nil {
 				return Harm{}, err
 			}
 			// While it still counts as a voter it must stay out: it may have voted.
-			if err := t.Peer(victim).Start(); err != nil {
+			if err := up(t.Peer(victim)); err != nil {
 				return Harm{}, err
 			}
 			return Harm{What: "disk lost: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(ctx context.Context) error {

@@ -96,7 +96,8 @@ func Find(name string) (Nemesis, error) {
 	return Nemesis{}, fmt.Errorf("there is no nemesis %q", first)
 }
 
-// overlap does one harm on top of another. Two of them may well take the quorum away, so that nobody has to go on.
+// overlap does one harm on top of another, as far as that can be done: it may take a leader that is not there any more. Two
+// of them may well take the quorum away, so that nobody has to go on.
 func overlap(a, b Nemesis) Nemesis {
 	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Privileged: a.Privileged || b.Privileged,
 		Prepare: func(o *harness.Options) {
@@ -111,9 +112,15 @@ func overlap(a, b Nemesis) Nemesis {
 			if err != nil {
 				return lower, err
 			}
-			upper, err := b.Do(ctx, t)
-			undo := func(ctx context.Context) error { return errors.Join(upper.undo(ctx), lower.undo(ctx)) }
-			return Harm{What: lower.What + "; " + upper.What, Undo: undo}, err
+			limit, cancel := context.WithTimeout(ctx, 8*time.Second)
+			defer cancel()
+			upper, err := b.Do(limit, t)
+			if err != nil {
+				upper.What = "not done: " + err.Error()
+			}
+			return Harm{What: lower.What + "; " + upper.What, Undo: func(ctx context.Context) error {
+				return errors.Join(upper.undo(ctx), lower.undo(ctx))
+			}}, nil
 		}}
 }
 

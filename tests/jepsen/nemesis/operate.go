@@ -21,7 +21,7 @@ func operations() []Nemesis {
 		}},
 		{Name: "rotation", About: "keys are rotated while a follower is dead", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
-			if err := t.Peer(victim).Kill(); err != nil {
+			if err := down(t.Peer(victim)); err != nil {
 				return Harm{}, err
 			}
 			err := harness.Poll(ctx, func() error {
@@ -29,7 +29,7 @@ func operations() []Nemesis {
 				defer cancel()
 				return t.Operator.RotateKeys(limit)
 			})
-			return Harm{What: "rotated without " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return t.Peer(victim).Start() }}, err
+			return Harm{What: "rotated without " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return up(t.Peer(victim)) }}, err
 		})},
 		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			var wait sync.WaitGroup
@@ -44,11 +44,11 @@ func operations() []Nemesis {
 					return t.Operator.Rekey(limit, client.RekeyRequest{ID: id, Force: true})
 				})
 			})
-			if err := t.Peer(leader).Kill(); err != nil {
+			if err := down(t.Peer(leader)); err != nil {
 				return Harm{}, err
 			}
 			return Harm{What: "killed: " + harness.PeerName(leader), Silenced: []int{leader}, Running: t.peers(leader), Undo: func(context.Context) error {
-					err := t.Peer(leader).Start()
+					err := up(t.Peer(leader))
 					wait.Wait()
 					if err == nil {
 						err = failed
@@ -91,27 +91,27 @@ func keepers() []Nemesis {
 	return []Nemesis{
 		{Name: "keepers-restart", About: "Keepers are killed one after the other, all but as many as unseal, and start empty", Do: func(_ context.Context, t *Target) (Harm, error) {
 			lost := t.Random.Perm(len(all(t)))[0]
-			if err := t.Keeper(lost).Kill(); err != nil {
+			if err := down(t.Keeper(lost)); err != nil {
 				return Harm{}, err
 			}
-			return Harm{What: "lost: " + harness.KeeperName(lost), Running: t.peers(), Undo: func(context.Context) error { return t.Keeper(lost).Start() }}, nil
+			return Harm{What: "lost: " + harness.KeeperName(lost), Running: t.peers(), Undo: func(context.Context) error { return up(t.Keeper(lost)) }}, nil
 		}},
 		{Name: "keepers-lost", About: "all Keepers die, a follower restarts and stays sealed; the Keepers come back empty, and are refilled", Hold: 5 * time.Second, Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			for _, i := range all(t) {
-				if err := t.Keeper(i).Kill(); err != nil {
+				if err := down(t.Keeper(i)); err != nil {
 					return Harm{}, err
 				}
 			}
 			victim := t.voters(leader)[0]
-			if err := t.Peer(victim).Kill(); err != nil {
+			if err := down(t.Peer(victim)); err != nil {
 				return Harm{}, err
 			}
-			if err := t.Peer(victim).Start(); err != nil {
+			if err := up(t.Peer(victim)); err != nil {
 				return Harm{}, err
 			}
 			return Harm{What: "all Keepers, and " + harness.PeerName(victim) + " restarted", Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error {
 					for _, i := range all(t) {
-						if err := t.Keeper(i).Start(); err != nil {
+						if err := up(t.Keeper(i)); err != nil {
 							return err
 						}
 					}

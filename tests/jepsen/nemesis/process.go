@@ -6,14 +6,36 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/spike-ha/spike-ha/internal/process"
 	"github.com/spike-ha/spike-ha/tests/harness"
 )
+
+// down kills processes, and up has them run: another harm may have had hold of them too.
+func down(list ...*process.Child) (failed error) {
+	for _, p := range list {
+		if _, _, runs := p.Running(); runs {
+			failed = errors.Join(failed, p.Kill())
+		}
+	}
+	return failed
+}
+
+func up(list ...*process.Child) (failed error) {
+	for _, p := range list {
+		if _, _, runs := p.Running(); runs {
+			failed = errors.Join(failed, p.Thaw())
+		} else {
+			failed = errors.Join(failed, p.Start())
+		}
+	}
+	return failed
+}
 
 // processes kill and freeze peers.
 func processes() []Nemesis {
 	kill := func(t *Target, victims ...int) (Harm, error) {
 		for _, i := range victims {
-			if err := t.Peer(i).Kill(); err != nil {
+			if err := down(t.Peer(i)); err != nil {
 				return Harm{}, err
 			}
 		}
@@ -24,7 +46,7 @@ func processes() []Nemesis {
 		return Harm{What: fmt.Sprintf("killed: %v", names(victims)), Silenced: victims, Running: running, Undo: func(context.Context) error {
 				var failed error
 				for _, i := range victims {
-					failed = errors.Join(failed, t.Peer(i).Start())
+					failed = errors.Join(failed, up(t.Peer(i)))
 				}
 				return failed
 			}},
@@ -40,7 +62,7 @@ func processes() []Nemesis {
 			if err := t.Peer(leader).Freeze(); err != nil {
 				return Harm{}, err
 			}
-			h := Harm{What: "frozen: " + harness.PeerName(leader), Silenced: []int{leader}, Running: t.peers(leader), Undo: func(context.Context) error { return t.Peer(leader).Thaw() }}
+			h := Harm{What: "frozen: " + harness.PeerName(leader), Silenced: []int{leader}, Running: t.peers(leader), Undo: func(context.Context) error { return up(t.Peer(leader)) }}
 			if hold < time.Second {
 				h.Silenced, h.Running = nil, nil
 			}
@@ -64,7 +86,7 @@ func processes() []Nemesis {
 		{Name: "freeze-shortly", About: "SIGSTOP of the leader for about an election timeout", Hold: 600 * time.Millisecond, Do: freeze(600 * time.Millisecond)},
 		{Name: "freeze-follower", About: "SIGSTOP of a follower", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := t.voters(leader)[0]
-			return Harm{What: "frozen: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return t.Peer(victim).Thaw() }}, t.Peer(victim).Freeze()
+			return Harm{What: "frozen: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return up(t.Peer(victim)) }}, t.Peer(victim).Freeze()
 		})},
 	}
 }

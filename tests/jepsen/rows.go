@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// row is one kind of failure that a cluster of this sort must survive, with what attacks it. The numbers are those by
+// which reports and documents call them.
+type row struct {
+	number  int
+	what    string
+	nemeses []string // each with all workloads
+	tests   []string // end-to-end tests with the real programs: PACKAGE TestName
+	without string   // why nothing attacks it
+}
+
+// rows are all of them.
+var rows = []row{
+	{number: 1, what: "partitions: leader alone, with the learner, halves, bridge, ring, one-way, flapping", nemeses: []string{"partition-leader", "partition-leader-learner",
+		"partition-halves", "partition-bridge", "partition-ring", "partition-deaf-leader", "partition-mute-leader", "partition-flapping"}},
+	{number: 2, what: "a leader frozen for longer and for less than a lease, and at its most awkward moments", nemeses: []string{"freeze-leader", "freeze-shortly", "freeze-follower"}},
+	{number: 5, what: "SIGKILL: one, a majority, all", nemeses: []string{"kill-leader", "kill-one", "kill-majority", "kill-all"}},
+	{number: 10, what: "a peer loses its disk", nemeses: []string{"wipe"}},
+	{number: 11, what: "members change under partitions and kills", nemeses: []string{"member-churn", "member-churn+partition-leader", "member-churn+partition-flapping", "member-churn+kill-leader"}},
+	{number: 14, what: "leadership is handed around without a pause, and the one that it goes to dies", nemeses: []string{"transfer-storm", "transfer-storm+kill-one"}},
+	{number: 16, what: "jumps of the wall clock", without: "the clock of the whole machine would jump, and Go asks the kernel for the time in a way that no preloaded library changes; nothing that safety rests on reads the wall clock (monotonic time and replicated ticks)"},
+	{number: 17, what: "Keepers lost, but for enough; and all of them: running peers serve on, a restarted one stays sealed", nemeses: []string{"keepers-restart", "keepers-lost"}},
+	{number: 20, what: "an operator's seal, with a peer cut off, frozen, or dying", nemeses: []string{"seal", "seal+freeze-follower", "seal+kill-one"}},
+	{number: 21, what: "keys rotated, and all of them replaced, under partitions and kills", nemeses: []string{"rotation", "rotation+partition-leader", "rotation+kill-leader", "rekey", "rekey+partition-halves"}},
+	{number: 22, what: "revoked, then read through every peer", nemeses: []string{"partition-leader-learner", "partition-flapping", "freeze-leader"}},
+	{number: 23, what: "deleted or destroyed, then read through every peer", nemeses: []string{"partition-leader-learner", "partition-flapping", "freeze-leader"}},
+	{number: 24, what: "granted, then used at once elsewhere", nemeses: []string{"none", "partition-flapping"}},
+	{number: 29, what: "federation of several stores", without: "there is no federation in this product"},
+	{number: 34, what: "two overlapping harms, drawn at random, for as long as one likes", without: "make jepsen-soak HOURS=48 is it; what is left out of the full tier is its length"},
+}
+
+// full are the nemeses of all rows, each once, in their order.
+func full() (names []string) {
+	for _, r := range rows {
+		for _, n := range r.nemeses {
+			if !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
+	}
+	return names
+}
+
+// rowsOf are the rows that a nemesis attacks.
+func rowsOf(name string) (numbers []int) {
+	for _, r := range rows {
+		if slices.Contains(r.nemeses, name) {
+			numbers = append(numbers, r.number)
+		}
+	}
+	return numbers
+}
+
+// table is the rows as Markdown.
+func table() string {
+	var b strings.Builder
+	b.WriteString("| Row | What | Attacked by |\n|---|---|---|\n")
+	for _, r := range rows {
+		by := r.without
+		if by == "" {
+			var list []string
+			for _, n := range append(slices.Clone(r.nemeses), r.tests...) {
+				list = append(list, "`"+n+"`")
+			}
+			by = strings.Join(list, ", ")
+		} else {
+			by = "left out: " + by
+		}
+		fmt.Fprintf(&b, "| %d | %s | %s |\n", r.number, r.what, by)
+	}
+	return b.String()
+}
