@@ -121,10 +121,8 @@ type Config struct {
 	// network of their own.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	// unsafeStockHeartbeats brings the library's own heartbeat handler back, to
-	// show in a test what the responder is for.
-	unsafeStockHeartbeats bool
-	// unsafeNoResponder leaves all heartbeats to the main loop, likewise.
+	// unsafeNoResponder leaves all heartbeats to the main loop, to show in a test
+	// what the responder is for.
 	unsafeNoResponder bool
 	// afterMarker is called when a marker is durable, for tests that crash there.
 	afterMarker func(context.Context, peerpb.Phase) error

@@ -177,9 +177,9 @@ func newLoop(t *testing.T, applied *fixedRaft) *loop {
 			case rpc := <-tr.Consumer():
 				select {
 				case l.got <- rpc:
-				case <-tr.done:
+				case <-tr.Done():
 				}
-			case <-tr.done:
+			case <-tr.Done():
 				return
 			}
 		}

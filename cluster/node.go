@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
+	"github.com/spike-ha/spike-ha/internal/heartbeat"
 )
 
 // Node is one running peer. Its methods may be used by any goroutine, at any
@@ -201,6 +202,10 @@ func (n *Node) serve() error {
 		r := n.raft.Load()
 		return r, r != nil
 	}
+	grace := heartbeat.Grace
+	if n.cfg.unsafeNoResponder {
+		grace = math.MaxInt64
+	}
 	n.transport = newTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider:   s,
 		Logger:                  raftLogger(n.log),
@@ -209,14 +214,10 @@ func (n *Node) serve() error {
 		MaxRPCsInFlight:         1, // no pipelining: hashicorp/raft#612
 		Timeout:                 10 * time.Second,
 		MsgpackUseNewTimeFormat: true,
-	}), 8*time.Millisecond, peek, &installs{
+	}), grace, peek, &installs{
 		dir: n.cfg.Dir, limit: n.cfg.MaxSnapshotBytes, peek: peek, begin: n.begin, end: n.wg.Done,
 		log: n.log, alarms: n.alarms, installed: n.diverges, counters: &n.counters,
 	})
-	if n.cfg.unsafeNoResponder {
-		n.transport.grace = math.MaxInt64
-	}
-	n.transport.stock = n.cfg.unsafeStockHeartbeats
 	n.server = newServer(n)
 	if n.marker.Load().GetPhase() >= peerpb.Phase_PHASE_READY {
 		return n.startRaft()

@@ -277,8 +277,11 @@ func (r *reads) confirm(ctx context.Context) (uint64, error) {
 func (r *reads) poll(ctx context.Context, ra *raft.Raft, term uint64) error {
 	n := r.n
 	votes := newTally(ra.GetConfiguration().Configuration(), n.cfg.ID)
-	if votes.won() || planted.Is(planted.LeaderUnasked) {
+	switch {
+	case votes.won() || planted.Is(planted.LeaderUnasked):
 		return nil
+	case planted.Is(planted.VerifyLeader):
+		return ra.VerifyLeader().Error()
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.roundTimeout())
 	defer cancel()

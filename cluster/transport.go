@@ -7,29 +7,16 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/spike-ha/spike-ha/internal/heartbeat"
 )
 
-// transport is the library's NetworkTransport with another way to answer
-// heartbeats.
-//
-// The library answers them on the connection's goroutine, where they may
-// depose a leader and set its term while its main loop is about to store an
-// entry; the entry then carries the new term, forged (hashicorp/raft#695).
-// Here a heartbeat goes to the main loop like every other message. When the
-// loop is busy, typically with the disk, the responder answers in its place,
-// if the answer changes nothing: see respond.
-//
-// NetworkTransport is embedded, not wrapped, because the library finds
-// pre-vote by a type assertion.
+// transport carries Raft's messages: heartbeats in our way (see
+// internal/heartbeat), snapshots through installs. It also notes what the
+// watchdog and the status want to know of what passes.
 type transport struct {
-	*raft.NetworkTransport
-	out   chan raft.RPC // to the main loop
-	done  chan struct{}
-	wg    sync.WaitGroup
-	once  sync.Once
-	peek  func() (peek, bool) // false until Raft runs
-	grace time.Duration       // how long the main loop has the first say
-	stock bool
+	*heartbeat.Transport
+	wg sync.WaitGroup
 
 	installs *installs
 	mute     atomic.Bool   // to followers: see watchdog
@@ -38,62 +25,29 @@ type transport struct {
 	commit   atomic.Uint64 // greatest index that a leader said is committed
 }
 
-// peek is what the responder may see of Raft: methods that only read, safe for
-// concurrent use.
-type peek interface {
-	State() raft.RaftState
-	LeaderWithID() (raft.ServerAddress, raft.ServerID)
-	LastIndex() uint64
-	CurrentTerm() uint64
-	AppliedIndex() uint64 // what the state machine was given
-}
+type peek = heartbeat.Peek
 
 var errMute = errors.New("this leader's disk hangs; another peer should lead")
 
 func newTransport(inner *raft.NetworkTransport, grace time.Duration, p func() (peek, bool), i *installs) *transport {
-	t := &transport{NetworkTransport: inner, out: make(chan raft.RPC), done: make(chan struct{}), peek: p, grace: grace, installs: i}
-	i.out, i.done = t.out, t.done
-	t.wg.Add(1)
-	go t.pump()
+	t := &transport{Transport: heartbeat.New(inner, grace, p), installs: i}
+	i.out, i.done = t.Loop(), t.Done()
+	t.Run(t.pass)
 	return t
 }
 
-func (t *transport) pump() {
-	defer t.wg.Done()
-	for {
-		select {
-		case rpc := <-t.NetworkTransport.Consumer():
-			switch req := rpc.Command.(type) {
-			case *raft.InstallSnapshotRequest:
-				raise(&t.commit, req.LastLogIndex)
-				t.installs.take(rpc, req)
-				continue
-			case *raft.AppendEntriesRequest:
-				raise(&t.commit, req.LeaderCommitIndex)
-				t.installs.follows(req)
-			}
-			select {
-			case t.out <- rpc:
-			case <-t.done:
-				return
-			}
-		case <-t.done:
-			return
-		}
+// pass sees every message that is not a heartbeat, and takes snapshots.
+func (t *transport) pass(rpc raft.RPC) (taken bool) {
+	switch req := rpc.Command.(type) {
+	case *raft.InstallSnapshotRequest:
+		raise(&t.commit, req.LastLogIndex)
+		t.installs.take(rpc, req)
+		return true
+	case *raft.AppendEntriesRequest:
+		raise(&t.commit, req.LeaderCommitIndex)
+		t.installs.follows(req)
 	}
-}
-
-// Consumer is where the main loop takes its messages from.
-func (t *transport) Consumer() <-chan raft.RPC { return t.out }
-
-// SetHeartbeatHandler is called by the library with its own handler, which is
-// not used.
-func (t *transport) SetHeartbeatHandler(stock func(raft.RPC)) {
-	if t.stock {
-		t.NetworkTransport.SetHeartbeatHandler(stock)
-		return
-	}
-	t.NetworkTransport.SetHeartbeatHandler(t.heartbeat)
+	return false
 }
 
 // AppendEntries carries the leader's heartbeats, too.
@@ -126,81 +80,22 @@ func (t *transport) answers(id raft.ServerID) *atomic.Uint64 {
 func (t *transport) probe() <-chan struct{} {
 	alive := make(chan struct{})
 	answer := make(chan raft.RPCResponse, 1)
-	t.wg.Add(1)
-	go func() {
-		defer t.wg.Done()
-		select {
-		case t.out <- raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax + 1}}, RespChan: answer}:
-		case <-t.done:
+	t.wg.Go(func() {
+		if !t.Offer(raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax + 1}}, RespChan: answer}) {
 			return
 		}
 		select {
 		case <-answer:
 			close(alive)
-		case <-t.done:
+		case <-t.Done():
 		}
-	}()
+	})
 	return alive
 }
 
 // Close ends the transport; the library calls it when Raft has shut down.
 func (t *transport) Close() error {
-	t.once.Do(func() { close(t.done) })
-	err := t.NetworkTransport.Close()
-	t.NetworkTransport.CloseStreams()
+	err := t.Transport.Close()
 	t.wg.Wait()
 	return err
-}
-
-// heartbeat runs on the goroutine of a connection, which waits for the answer.
-func (t *transport) heartbeat(rpc raft.RPC) {
-	timer := time.NewTimer(t.grace)
-	defer timer.Stop()
-	for {
-		select {
-		case t.out <- rpc:
-			return
-		case <-t.done:
-			return
-		case <-timer.C:
-			if t.respond(rpc) {
-				return
-			}
-			timer.Reset(t.grace)
-		}
-	}
-}
-
-// respond answers yes for a busy main loop if this peer follows the sender in
-// the sender's term. It writes nothing.
-//
-// Why that is sound: the term is read last, and a term is published before any
-// vote of it leaves. A term equal to the request's, read after the request
-// arrived, shows that this peer had until then voted for no newer leader; that
-// is all a yes means. State and leader, read before, may be out of date only if
-// the term is, too, or if the loop has just begun to stand for election, which
-// bumps the term before it asks anybody.
-func (t *transport) respond(rpc raft.RPC) bool {
-	req, ok := rpc.Command.(*raft.AppendEntriesRequest)
-	if !ok {
-		return false
-	}
-	r, ok := t.peek()
-	if !ok || r.State() != raft.Follower {
-		return false
-	}
-	if _, leader := r.LeaderWithID(); leader == "" || string(leader) != string(req.ID) {
-		return false
-	}
-	last := r.LastIndex()
-	if r.CurrentTerm() != req.Term {
-		return false
-	}
-	rpc.Respond(&raft.AppendEntriesResponse{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: req.ProtocolVersion},
-		Term:      req.Term,
-		LastLog:   last,
-		Success:   true,
-	}, nil)
-	return true
 }

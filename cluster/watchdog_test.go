@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -252,4 +253,30 @@ func TestQuietIsNotStuck(t *testing.T) {
 	c.net.heal()
 	c.propose(c.leader(), "after")
 	c.same()
+}
+
+// compareLogs says where the logs or state machines of the nodes contradict each other; "" for nowhere.
+func compareLogs(c *testCluster) string {
+	type at struct{ index, term uint64 }
+	type entry struct{ peer, data string }
+	seen := map[at]entry{}
+	for id, n := range c.nodes {
+		last, _ := n.store.LastIndex()
+		for i := uint64(1); i <= last; i++ {
+			var l raft.Log
+			if n.store.GetLog(i, &l) != nil {
+				continue
+			}
+			k, e := at{l.Index, l.Term}, entry{id, fmt.Sprint(l.Type, string(l.Data))}
+			if o, ok := seen[k]; ok && o.data != e.data {
+				return fmt.Sprintf("index %d term %d: %q on %s, %q on %s", i, l.Term, o.data, o.peer, e.data, id)
+			}
+			seen[k] = e
+		}
+	}
+	a, b := c.sms["n2"].all(), c.sms["n1"].all()
+	if fmt.Sprint(a) != fmt.Sprint(b) {
+		return fmt.Sprintf("state machines differ: %d and %d commands", len(a), len(b))
+	}
+	return ""
 }

@@ -9,12 +9,14 @@ type Defect string
 
 // The defects, each of a kind that shipped somewhere.
 const (
-	ReadWithoutRound Defect = "read-without-round" // a peer answers from what it has applied itself
-	LeaderUnasked    Defect = "leader-unasked"     // a leader takes itself for the leader without asking the voters
-	CachedDecision   Defect = "cached-decision"    // who was allowed once stays allowed for a while
-	NoWriteIDs       Defect = "no-write-ids"       // a retried write is applied again
-	LostWrite        Defect = "lost-write"         // a write that another one came before is acknowledged, and dropped
-	KeysStay         Defect = "keys-stay"          // a peer goes on serving when an operator seals the cluster
+	ReadWithoutRound  Defect = "read-without-round"  // a peer answers from what it has applied itself
+	LeaderUnasked     Defect = "leader-unasked"      // a leader takes itself for the leader without asking the voters
+	VerifyLeader      Defect = "verify-leader"       // a leader asks by the library's VerifyLeader, which counts learners
+	HeartbeatFastPath Defect = "heartbeat-fast-path" // the library answers heartbeats: hashicorp/raft#695
+	CachedDecision    Defect = "cached-decision"     // who was allowed once stays allowed for a while
+	NoWriteIDs        Defect = "no-write-ids"        // a retried write is applied again
+	LostWrite         Defect = "lost-write"          // a write that another one came before is acknowledged, and dropped
+	KeysStay          Defect = "keys-stay"           // a peer goes on serving when an operator seals the cluster
 )
 
 // All lists every defect.

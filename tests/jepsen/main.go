@@ -39,6 +39,8 @@ func attackAll() int {
 		soak      = flag.Duration("for", time.Hour, "how long a soak goes on")
 		mustfail  = flag.Bool("must-fail", false, "run programs with defects on purpose (-binaries built with the tag planted), and fail unless each is caught")
 		defects   = flag.String("defects", "", "`NAMES` of defects for -must-fail; all when empty")
+		entries   = flag.Bool("forged", false, "attack Raft alone, in this process: see package forged")
+		tries     = flag.Int("tries", 300, "how many times -forged tries to catch the library's handler of heartbeats")
 		list      = flag.Bool("list", false, "list the nemeses")
 		listRows  = flag.Bool("rows", false, "list the rows, as Markdown")
 	)
@@ -73,6 +75,8 @@ func attackAll() int {
 		s.cell.Workloads = strings.Split(*workloads, ",")
 	}
 	switch {
+	case *entries:
+		return forge(ctx, *tries, s.resume, s.out)
 	case *mustfail:
 		return mustFail(ctx, strings.Split(*defects, ","), s.seed, s.cell, s.binaries, s.out)
 	case *nemeses != "":
