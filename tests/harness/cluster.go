@@ -29,6 +29,7 @@ import (
 	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/internal/process"
 	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/tests/harness/faultfs"
 )
 
 // TrustDomain is that of every identity.
@@ -48,6 +49,10 @@ type Options struct {
 	Keepers  int // keeper-1 …; 1 when 0
 	// Links puts a proxy in front of each peer port.
 	Links bool
+	// Disks puts a file system that fails on purpose under the data directory of each peer, which takes root.
+	Disks bool
+	// Supervise starts peers again that end of their own accord.
+	Supervise bool
 	// TTL is the life of SVIDs; devca.DefaultTTL when 0.
 	TTL time.Duration
 	// Args are given to every nexus besides.
@@ -68,8 +73,10 @@ type Cluster struct {
 	spawner *process.Spawner
 	peers   []*process.Child
 	keepers []*process.Child
+	disks   []*faultfs.FS
 	log     *os.File
 	metrics []string
+	closing chan struct{} // closed at the end
 }
 
 // Start starts everything, gives the cluster its key and waits until all peers
@@ -78,7 +85,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if o.Keepers == 0 {
 		o.Keepers = 1
 	}
-	c := &Cluster{o: o, spawner: process.NewSpawner()}
+	c := &Cluster{o: o, spawner: process.NewSpawner(), closing: make(chan struct{})}
 	return c, c.start(ctx)
 }
 
@@ -97,6 +104,11 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	}
 	if err := c.plan(); err != nil {
 		return err
+	}
+	if c.o.Disks {
+		if err := c.mount(); err != nil {
+			return err
+		}
 	}
 	for _, p := range append(c.keepers, c.peers...) {
 		if err := p.Start(); err != nil {
@@ -156,12 +168,15 @@ func (c *Cluster) plan() error {
 		if i >= c.o.Voters {
 			list = []string{"--join", strings.Join(voters, ",")}
 		}
-		args := append([]string{"--id", name, "--data-dir", c.path("data", name), "--listen", api, "--peer-listen", backends[i],
+		args := append([]string{"--id", name, "--data-dir", c.DataDir(i), "--listen", api, "--peer-listen", backends[i],
 			"--metrics-listen", metrics, "--keepers", strings.Join(keepers, ","), "--trust-root", TrustDomain}, list...)
 		args = append(args, c.o.Args...)
 		child, err := c.child("nexus", name, "https://"+api, append(args, "--endpoint-socket")...)
 		if err != nil {
 			return err
+		}
+		if c.o.Supervise {
+			child.Died = c.supervise
 		}
 		c.peers = append(c.peers, child)
 	}
@@ -268,7 +283,12 @@ func KeeperName(i int) string { return fmt.Sprintf("keeper-%d", i+1) }
 func (c *Cluster) Peer(i int) *process.Child { return c.peers[i] }
 
 // DataDir is the data directory of peer i.
-func (c *Cluster) DataDir(i int) string { return c.path("data", PeerName(i)) }
+func (c *Cluster) DataDir(i int) string {
+	if c.o.Disks {
+		return c.path("disks", PeerName(i), "data")
+	}
+	return c.path("data", PeerName(i))
+}
 
 // Peers is how many there are, learners included.
 func (c *Cluster) Peers() int { return len(c.peers) }
@@ -357,9 +377,16 @@ func (c *Cluster) Logs(w io.Writer, bytesOfEach int) {
 
 // Close kills what runs; the directory stays.
 func (c *Cluster) Close() {
+	close(c.closing)
+	for _, d := range c.disks {
+		d.Suffer(faultfs.Fault{}) // a process that waits for its disk cannot be killed
+	}
 	for _, p := range append(c.peers, c.keepers...) {
 		p.Thaw()
 		p.Kill()
+	}
+	if err := c.unmount(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 	if c.Links != nil {
 		c.Links.close()

@@ -21,7 +21,11 @@ var rows = []row{
 	{number: 1, what: "partitions: leader alone, with the learner, halves, bridge, ring, one-way, flapping", nemeses: []string{"partition-leader", "partition-leader-learner",
 		"partition-halves", "partition-bridge", "partition-ring", "partition-deaf-leader", "partition-mute-leader", "partition-flapping"}},
 	{number: 2, what: "a leader frozen for longer and for less than a lease, and at its most awkward moments", nemeses: []string{"freeze-leader", "freeze-shortly", "freeze-follower"}},
+	{number: 4, what: "power lost, with what was not synced: one peer, all peers at once, after an fsync that failed", nemeses: []string{"power-loss-one", "power-loss-all", "fsync-fails"}},
 	{number: 5, what: "SIGKILL: one, a majority, all", nemeses: []string{"kill-leader", "kill-one", "kill-majority", "kill-all"}},
+	{number: 6, what: "no room on a disk, and on every one; a disk that turns read-only", nemeses: []string{"disk-full-leader", "disk-full-follower", "disk-full-all", "disk-readonly"}},
+	{number: 7, what: "the leader's disk hangs, or is slow", nemeses: []string{"disk-stall-leader", "disk-hang-leader", "disk-slow-leader"}},
+	{number: 8, what: "a follower's disk hangs, or is slow", nemeses: []string{"disk-stall-follower", "disk-slow-follower"}},
 	{number: 10, what: "a peer loses its disk", nemeses: []string{"wipe"}},
 	{number: 11, what: "members change under partitions and kills", nemeses: []string{"member-churn", "member-churn+partition-leader", "member-churn+partition-flapping", "member-churn+kill-leader"}},
 	{number: 14, what: "leadership is handed around without a pause, and the one that it goes to dies", nemeses: []string{"transfer-storm", "transfer-storm+kill-one"}},
@@ -33,6 +37,7 @@ var rows = []row{
 	{number: 23, what: "deleted or destroyed, then read through every peer", nemeses: []string{"partition-leader-learner", "partition-flapping", "freeze-leader"}},
 	{number: 24, what: "granted, then used at once elsewhere", nemeses: []string{"none", "partition-flapping"}},
 	{number: 29, what: "federation of several stores", without: "there is no federation in this product"},
+	{number: 31, what: "no room for the audit log, or a slow disk under it", nemeses: []string{"audit-full", "audit-slow"}},
 	{number: 34, what: "two overlapping harms, drawn at random, for as long as one likes", without: "make jepsen-soak HOURS=48 is it; what is left out of the full tier is its length"},
 }
 

@@ -49,7 +49,7 @@ const (
 	recover = 45 * time.Second
 	// settle is when, after a fault began, whom it silences must not answer any more: what was on its way then has arrived or ended.
 	settle = 2 * time.Second
-	// least is how many operations each peer must have answered, each second of the run, for it to mean anything.
+	// least is how many operations each peer must have answered, each second of the run in which it could, for it to mean anything.
 	least = 5
 )
 
@@ -58,8 +58,9 @@ type run struct {
 	target   *nemesis.Target
 	recorder *history.Recorder
 	faults   []report.Fault
-	problems []string // that make the run invalid
-	broken   []string // violations that were seen while a fault lasted or after it
+	problems []string              // that make the run invalid
+	broken   []string              // violations that were seen while a fault lasted or after it
+	silent   map[int]time.Duration // for how long a peer could not answer
 
 	mu      sync.Mutex // guards what follows
 	closers []func()
@@ -78,7 +79,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if err != nil {
 		return nil, err
 	}
-	r := &run{cell: cell}
+	r := &run{cell: cell, silent: map[int]time.Duration{}}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
 	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true}
@@ -96,7 +97,8 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 		}
 		c.Close()
 		if keep {
-			if err := os.Rename(dir, filepath.Join(out, cell.Name()+".data")); err == nil {
+			to := filepath.Join(out, cell.Name()+".data")
+			if err := errors.Join(os.RemoveAll(to), os.Rename(dir, to)); err == nil {
 				return
 			}
 		}
@@ -254,6 +256,9 @@ func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
 		}
 		f.Recovered = r.recorder.Now()
 		r.faults = append(r.faults, f)
+		for _, i := range harm.Silenced {
+			r.silent[i] += f.Recovered - f.Begin
+		}
 	}
 }
 
@@ -351,7 +356,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 	}
 	for i := range r.target.Peers() {
-		if want := int(length.Seconds() * least); answered[i] < want {
+		if want := int((length - r.silent[i]).Seconds() * least); answered[i] < want {
 			out.Invalid = append(out.Invalid, fmt.Sprintf("%s answered %d operations; fewer than %d mean nothing", harness.PeerName(i), answered[i], want))
 		}
 	}

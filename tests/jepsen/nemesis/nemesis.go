@@ -74,7 +74,7 @@ type Nemesis struct {
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
-	}}}, partitions(), processes(), operations(), members(), keepers())
+	}}}, partitions(), processes(), operations(), members(), keepers(), disks())
 }
 
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
