@@ -47,7 +47,7 @@ jepsen-soak: build ## two random harms at a time for HOURS hours
 	$(JEPSEN) -tier soak -for $(HOURS)h -length 45s -pace 30ms
 
 jepsen-must-fail: build ## programs with defects on purpose: fails unless the suite catches each of them
-	CGO_ENABLED=0 $(GO) build -tags planted -o $(BIN)/planted/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -tags planted -o $(BIN)/planted/ ./cmd/... ./tests/jepsen
 	$(JEPSEN) -must-fail -binaries $(BIN)/planted
 
 bench: ## measure real processes over mTLS, against a floor in the same run; ~6 minutes, alone on the machine

@@ -20,4 +20,4 @@ const (
 )
 
 // All lists every defect.
-var All = []Defect{ReadWithoutRound, LeaderUnasked, CachedDecision, NoWriteIDs, LostWrite, KeysStay}
+var All = []Defect{ReadWithoutRound, LeaderUnasked, VerifyLeader, HeartbeatFastPath, CachedDecision, NoWriteIDs, LostWrite, KeysStay}

@@ -55,8 +55,9 @@ type Options struct {
 	Supervise bool
 	// TTL is the life of SVIDs; devca.DefaultTTL when 0.
 	TTL time.Duration
-	// Args are given to every nexus besides.
-	Args []string
+	// Args are given to every nexus besides, and ArgsOf to the one of a name.
+	Args   []string
+	ArgsOf map[string][]string
 	// Env is given to every process besides.
 	Env []string
 	// Failpoints has every process look for the step to die at in a file, which Arm
@@ -170,7 +171,7 @@ func (c *Cluster) plan() error {
 		}
 		args := append([]string{"--id", name, "--data-dir", c.DataDir(i), "--listen", api, "--peer-listen", backends[i],
 			"--metrics-listen", metrics, "--keepers", strings.Join(keepers, ","), "--trust-root", TrustDomain}, list...)
-		args = append(args, c.o.Args...)
+		args = slices.Concat(args, c.o.Args, c.o.ArgsOf[name])
 		child, err := c.child("nexus", name, "https://"+api, append(args, "--endpoint-socket")...)
 		if err != nil {
 			return err

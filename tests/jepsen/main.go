@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/tests/jepsen/nemesis"
 	"github.com/spike-ha/spike-ha/tests/jepsen/report"
 )
@@ -41,6 +42,7 @@ func attackAll() int {
 		defects   = flag.String("defects", "", "`NAMES` of defects for -must-fail; all when empty")
 		entries   = flag.Bool("forged", false, "attack Raft alone, in this process: see package forged")
 		tries     = flag.Int("tries", 300, "how many times -forged tries to catch the library's handler of heartbeats")
+		procs     = flag.Bool("processes", false, "-forged attacks clusters of the real programs, which may have one of -defects")
 		list      = flag.Bool("list", false, "list the nemeses")
 		listRows  = flag.Bool("rows", false, "list the rows, as Markdown")
 	)
@@ -75,6 +77,8 @@ func attackAll() int {
 		s.cell.Workloads = strings.Split(*workloads, ",")
 	}
 	switch {
+	case *entries && *procs:
+		return forgeProcesses(ctx, *tries, s.resume, planted.Defect(*defects), s.binaries, s.out)
 	case *entries:
 		return forge(ctx, *tries, s.resume, s.out)
 	case *mustfail:

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,13 +16,18 @@ import (
 
 // catches says what brings a defect to light, and what the violation says of it.
 var catches = map[planted.Defect]struct{ nemesis, says string }{
-	planted.ReadWithoutRound: {"partition-leader-learner", "linearizable"},
-	planted.LeaderUnasked:    {"freeze-leader", "linearizable"},
-	planted.CachedDecision:   {"none", "grants and revocations"},
-	planted.NoWriteIDs:       {"kill-leader", "linearizable"},
-	planted.LostWrite:        {"none", "linearizable"},
-	planted.KeysStay:         {"seal", "while the cluster was sealed"},
+	planted.ReadWithoutRound:  {"partition-leader-learner", "linearizable"},
+	planted.LeaderUnasked:     {"freeze-leader", "linearizable"},
+	planted.VerifyLeader:      {"slow-clock-leader", "linearizable"},
+	planted.HeartbeatFastPath: {inProcess, "lets entries be forged"},
+	planted.CachedDecision:    {"none", "grants and revocations"},
+	planted.NoWriteIDs:        {"kill-leader", "linearizable"},
+	planted.LostWrite:         {"none", "linearizable"},
+	planted.KeysStay:          {"seal", "while the cluster was sealed"},
 }
+
+// inProcess stands for package forged, which attacks the product's transport without a cluster of processes.
+const inProcess = "-forged"
 
 // tries is how often a defect may hide; which interleavings a run meets is chance.
 const tries = 4
@@ -33,6 +40,18 @@ func mustFail(ctx context.Context, only []string, seed uint64, common Cell, bina
 			continue
 		}
 		caught := false
+		if catches[d].nemesis == inProcess {
+			said, err := forgedBy(ctx, d, binaries, out)
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "%s: %v\n%s", d, err, said)
+				return 3
+			}
+			if !strings.Contains(said, catches[d].says) {
+				worst = 1
+			}
+			fmt.Printf("%-20s %s\n", d, said)
+			continue
+		}
 		for try := range tries {
 			cell := common
 			cell.Nemesis, cell.Seed, cell.Defect = catches[d].nemesis, seed+uint64(i*tries+try), d
@@ -56,4 +75,16 @@ func mustFail(ctx context.Context, only []string, seed uint64, common Cell, bina
 		}
 	}
 	return worst
+}
+
+// forgedBy runs -forged as a program with a defect, and returns the last line of what it says, which is what was caught. The error is of the machine.
+func forgedBy(ctx context.Context, d planted.Defect, binaries, out string) (said string, err error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(binaries, "jepsen"), "-forged", "-out", filepath.Join(out, "must-fail"))
+	cmd.Env = append(os.Environ(), "SPIKE_PLANTED="+string(d))
+	raw, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() <= 1 {
+		err = nil
+	}
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	return lines[len(lines)-1], err
 }

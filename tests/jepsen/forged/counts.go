@@ -67,7 +67,8 @@ func (c *Counts) save() error {
 	return os.Rename(c.file+".new", c.file) // whole at once
 }
 
-func (c *Counts) of(s Scenario, h Handler) *Count {
+// Of is the count of a scenario and a handler.
+func (c *Counts) Of(s Scenario, h Handler) *Count {
 	for _, n := range c.List {
 		if n.Scenario == s && n.Handler == h {
 			return n
@@ -90,13 +91,16 @@ const (
 // in both scenarios. Then it has followers' disks stall under each handler.
 func (c *Counts) Run(ctx context.Context, tries, parallel int) error {
 	for _, s := range []Scenario{Frozen, Stalled} {
-		stock := c.of(s, Stock)
+		stock := c.Of(s, Stock)
 		if err := c.make(ctx, stock, parallel, func() bool { return stock.Caught >= enough || stock.Tries >= tries }); err != nil {
 			return err
 		}
-		ours := c.of(s, Ours)
-		if err := c.make(ctx, ours, parallel, func() bool { return ours.Tries >= times*stock.Tries }); err != nil {
+		ours := c.Of(s, Ours)
+		if err := c.make(ctx, ours, parallel, func() bool { return ours.Caught > 0 || ours.Tries >= times*stock.Tries }); err != nil {
 			return err
+		}
+		if ours.Caught > 0 {
+			return nil // there is nothing more to learn
 		}
 	}
 	if len(c.Stalls) > 0 {
@@ -132,7 +136,7 @@ func (c *Counts) make(ctx context.Context, n *Count, parallel int, done func() b
 				if ctx.Err() != nil {
 					return
 				}
-				if err := c.note(n, violations, err); err != nil {
+				if err := c.Note(n, violations, err); err != nil {
 					cancel(err)
 				}
 			}
@@ -142,12 +146,13 @@ func (c *Counts) make(ctx context.Context, n *Count, parallel int, done func() b
 	return context.Cause(ctx)
 }
 
-func (c *Counts) note(n *Count, violations []string, err error) error {
+// Note counts a try, and keeps the file.
+func (c *Counts) Note(n *Count, violations []string, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case errors.Is(err, ErrVoid):
-		if n.Void++; n.Void > 20+n.Tries {
+		if n.Void++; n.Void > 50+3*n.Tries {
 			return fmt.Errorf("%s with %s: most tries do not bring it about, the last because %w", n.Scenario, n.Handler, err)
 		}
 	case err != nil:

@@ -70,7 +70,7 @@ type Nemesis struct {
 	Privileged bool
 }
 
-// All are the nemeses.
+// All are the nemeses that can do harm on top of one another.
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
@@ -80,7 +80,7 @@ func All() []Nemesis {
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
 func Find(name string) (Nemesis, error) {
 	first, second, both := strings.Cut(name, "+")
-	for _, n := range All() {
+	for _, n := range slices.Concat(All(), clocks()) {
 		if n.Name != first {
 			continue
 		}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/internal/planted"
+	"github.com/spike-ha/spike-ha/secret"
+	"github.com/spike-ha/spike-ha/tests/harness"
+	"github.com/spike-ha/spike-ha/tests/jepsen/forged"
+	"github.com/spike-ha/spike-ha/tests/jepsen/nemesis"
+)
+
+// perCluster is how many tries one cluster of processes goes through; then its logs are compared.
+const perCluster = 20
+
+// forgeProcesses brings S1 about with the real programs: a leader whose clock runs slow is cut off, another leads, and just when
+// they meet again the old one is asked to write. There are no more tries in a run than asked for, those of an earlier one included.
+func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.Defect, binaries, out string) int {
+	counts, err := forged.Open(filepath.Join(out, "forged-processes.json"), build(), resume)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 3
+	}
+	handler := forged.Ours
+	if defect == planted.HeartbeatFastPath {
+		handler = forged.Stock
+	}
+	n := counts.Of(forged.Frozen, handler)
+	failures := 0
+	for n.Tries < tries && ctx.Err() == nil {
+		done, violations, err := forgeRound(ctx, min(perCluster, tries-n.Tries), defect, binaries, out)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			if failures++; failures > 3 {
+				return 3
+			}
+		}
+		for i := range done {
+			var found []string
+			if i == done-1 { // a round ends with it
+				found = violations
+			}
+			if err := counts.Note(n, found, nil); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 3
+			}
+		}
+	}
+	fmt.Print(counts.Table())
+	if n.Caught > 0 {
+		return 1
+	}
+	return 0
+}
+
+// forgeRound makes tries with one cluster, until one finds something.
+func forgeRound(ctx context.Context, tries int, defect planted.Defect, binaries, out string) (done int, violations []string, err error) {
+	dir, err := os.MkdirTemp("", "jep") // short, for the sake of sockets
+	if err != nil {
+		return 0, nil, err
+	}
+	o := harness.Options{Dir: dir, Binaries: binaries, Voters: 3, Links: true}
+	if defect != "" {
+		o.Env = []string{"SPIKE_PLANTED=" + string(defect)}
+	}
+	nemesis.SlowClock(&o)
+	started, cancel := context.WithTimeout(ctx, bringUp)
+	defer cancel()
+	c, err := harness.Start(started, o)
+	defer func() {
+		c.Close()
+		if len(violations) == 0 || os.Rename(dir, filepath.Join(out, filepath.Base(dir)+".data")) != nil {
+			os.RemoveAll(dir)
+		}
+	}()
+	if err != nil {
+		return 0, nil, err
+	}
+	f := &forge695{Cluster: c, target: &nemesis.Target{Cluster: c, Voters: 3}}
+	var closers []func()
+	defer func() {
+		for _, end := range closers {
+			end()
+		}
+	}()
+	for _, to := range []struct {
+		client **client.Client
+		peers  []int
+	}{{&f.target.Operator, nil}, {&f.old, []int{0}}, {&f.rest, []int{1, 2}}} {
+		cl, end, err := c.Client(ctx, harness.Superuser, to.peers...)
+		if err != nil {
+			return 0, nil, err
+		}
+		*to.client = cl
+		closers = append(closers, end)
+	}
+	for i := 0; i < tries && len(violations) == 0 && err == nil; i++ {
+		limit, cancel := context.WithTimeout(ctx, bringUp)
+		violations, err = f.try(limit, i)
+		cancel()
+		switch {
+		case err == nil:
+			done++
+		case errors.Is(err, forged.ErrVoid):
+			err = nil
+		}
+	}
+	applied := uint64(0)
+	if status, err := f.target.Operator.Status(ctx); err == nil {
+		applied = status.Peers[0].AppliedIndex // of all: see try
+	}
+	if same := c.SameLogs(applied); errors.Is(same, harness.ErrLogsDiffer) {
+		violations = append(violations, same.Error())
+	} else if err == nil {
+		err = same
+	}
+	return done, violations, err
+}
+
+// forge695 is a cluster of processes, with clients of the peer whose clock is slow and of the others.
+type forge695 struct {
+	*harness.Cluster
+	target    *nemesis.Target
+	old, rest *client.Client
+
+	mu    sync.Mutex // guards acked
+	acked map[string]string
+}
+
+func (f *forge695) put(ctx context.Context, cl *client.Client, path, value string) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	if _, err := cl.Put(ctx, path, map[string]string{"v": value}, nil); err == nil {
+		f.mu.Lock()
+		f.acked[path] = value
+		f.mu.Unlock()
+	}
+}
+
+func (f *forge695) try(ctx context.Context, number int) (violations []string, err error) {
+	f.acked = map[string]string{}
+	if err := f.target.LeadSlowly(ctx); err != nil {
+		return nil, err
+	}
+	f.Links.Partition([]int{0}, []int{1, 2})
+	defer f.Links.Heal()
+	for i := range 30 { // the first one waits for the next leader
+		f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next/%d", number, i), "next")
+	}
+	h, err := f.old.Health(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	if !h.Leader {
+		return nil, fmt.Errorf("%w: %s does not lead at the heal", forged.ErrVoid, harness.PeerName(0))
+	}
+	// Every other time the old leader is frozen at the heal: then everything comes at once.
+	if number%2 == 1 {
+		if err := f.Peer(0).Freeze(); err != nil {
+			return nil, err
+		}
+		defer f.Peer(0).Thaw()
+	}
+	heal := 20*time.Millisecond + time.Duration(rand.IntN(20))*time.Millisecond
+	begun := time.Now()
+	var writes sync.WaitGroup
+	for i := range 30 {
+		if heal > 0 && time.Since(begun) >= heal {
+			f.Links.Heal()
+			heal = 0
+		}
+		writes.Go(func() { f.put(ctx, f.old, fmt.Sprintf("forged/%d/old/%d", number, i), "old") })
+		time.Sleep(2 * time.Millisecond)
+	}
+	if err := f.Peer(0).Thaw(); err != nil {
+		return nil, err
+	}
+	writes.Wait()
+	err = harness.Poll(ctx, func() error {
+		err := f.Whole(ctx, f.target.Operator)
+		if errors.Is(err, harness.ErrDiverged) {
+			violations = append(violations, err.Error())
+			return nil
+		}
+		return err
+	})
+	if err != nil || len(violations) > 0 {
+		return violations, err
+	}
+	for path, value := range f.acked {
+		values, _, err := f.target.Operator.Get(ctx, path, 0)
+		if secret.CodeOf(err) == secret.CodeNotFound || err == nil && values["v"] != value {
+			return []string{forged.Lost + ": " + path}, nil
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,58 @@
+package nemesis
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/harness"
+)
+
+// slow is the peer whose clock runs slow, and beat its heartbeat timeout then: 30 times the others'. It leads on for seconds
+// after another was elected, which a lease rules out only as long as clocks run alike.
+const (
+	slow = 0
+	beat = 15 * time.Second
+)
+
+// SlowClock has one peer's Raft timers run 30 times slower than the others'.
+func SlowClock(o *harness.Options) {
+	name := harness.PeerName(slow)
+	if o.ArgsOf == nil {
+		o.ArgsOf = map[string][]string{}
+	}
+	o.ArgsOf[name] = append(o.ArgsOf[name], "--heartbeat", beat.String())
+}
+
+// LeadSlowly has that peer lead.
+func (t *Target) LeadSlowly(ctx context.Context) error {
+	return harness.Poll(ctx, func() error {
+		leader, err := t.Leader(ctx)
+		if err != nil || leader == slow {
+			return err
+		}
+		limit, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		if err := t.Operator.TransferLeadership(limit, harness.PeerName(slow)); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s does not lead yet", harness.PeerName(slow))
+	})
+}
+
+// clocks run unlike, from the beginning of a run to its end: not for soaks, where other nemeses count on an election in seconds,
+// whoever is left to ask for it.
+func clocks() []Nemesis {
+	return []Nemesis{
+		{Name: "slow-clock-leader", About: "a leader whose clock runs slow is cut off, with the learners, and leads on in its own eyes while another leads", Prepare: SlowClock,
+			Do: func(ctx context.Context, t *Target) (Harm, error) {
+				if err := t.LeadSlowly(ctx); err != nil {
+					return Harm{}, err
+				}
+				rest := t.voters(slow)
+				old := t.peers(rest...)
+				t.Links.Partition(old, rest)
+				return Harm{What: fmt.Sprintf("%v from %v", names(old), names(rest)), Silenced: old, Running: rest, Undo: t.heal}, nil
+			}},
+	}
+}
