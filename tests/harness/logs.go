@@ -34,12 +34,12 @@ type entryOf struct {
 //     the same; 0 when none is known.
 //
 // Entries that one of two has compacted away are not compared, nor is a log that
-// does not exist. Another error says that a log cannot be read: a process still
-// runs, or the file is damaged.
+// does not exist. Another error says that a log cannot be read (a process still
+// runs, or the file is damaged), or that there are not two.
 func SameLogs(applied uint64, dirs ...string) error {
 	logs := map[string]map[uint64]entryOf{}
 	for _, dir := range dirs {
-		file := filepath.Join(dir, "log.db")
+		file := filepath.Join(dir, "raft", "log.db")
 		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -53,6 +53,9 @@ func SameLogs(applied uint64, dirs ...string) error {
 			}
 		}
 		logs[dir] = entries
+	}
+	if len(logs) < 2 {
+		return fmt.Errorf("%d Raft logs are nothing to compare", len(logs))
 	}
 	return nil
 }

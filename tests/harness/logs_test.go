@@ -13,10 +13,10 @@ import (
 // keep writes a log whose entries count from first.
 func keep(t *testing.T, dir string, first uint64, entries ...raft.Log) string {
 	dir = filepath.Join(t.TempDir(), dir)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "raft"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "log.db"), MsgpackUseNewTimeFormat: true})
+	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "raft", "log.db"), MsgpackUseNewTimeFormat: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,5 +57,8 @@ func TestSameLogs(t *testing.T) {
 		if err := SameLogs(tc.applied, a, b, filepath.Join(t.TempDir(), "none")); errors.Is(err, ErrLogsDiffer) != tc.differ || err != nil && !tc.differ {
 			t.Errorf("%s: %v", tc.name, err)
 		}
+	}
+	if err := SameLogs(0, a, filepath.Join(t.TempDir(), "none")); err == nil || errors.Is(err, ErrLogsDiffer) {
+		t.Errorf("one log alone: %v", err)
 	}
 }

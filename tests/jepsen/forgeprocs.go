@@ -14,6 +14,7 @@ import (
 	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/tests/harness"
+	"github.com/spike-ha/spike-ha/tests/harness/faultfs"
 	"github.com/spike-ha/spike-ha/tests/jepsen/forged"
 	"github.com/spike-ha/spike-ha/tests/jepsen/nemesis"
 )
@@ -21,8 +22,9 @@ import (
 // perCluster is how many tries one cluster of processes goes through; then its logs are compared.
 const perCluster = 20
 
-// forgeProcesses brings S1 about with the real programs: a leader whose clock runs slow is cut off, another leads, and just when
-// they meet again the old one is asked to write. There are no more tries in a run than asked for, those of an earlier one included.
+// forgeProcesses brings the scenarios about with the real programs: a leader is cut off whose clock runs slow (S1), or whose disk
+// hangs (U1, which takes root), another leads, and just when they meet again the old one is asked to write. There are as many tries
+// of each as asked for, those of an earlier run included.
 func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.Defect, binaries, out string) int {
 	counts, err := forged.Open(filepath.Join(out, "forged-processes.json"), build(), resume)
 	if err != nil {
@@ -33,45 +35,60 @@ func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.
 	if defect == planted.HeartbeatFastPath {
 		handler = forged.Stock
 	}
-	n := counts.Of(forged.Frozen, handler)
-	failures := 0
-	for n.Tries < tries && ctx.Err() == nil {
-		done, violations, err := forgeRound(ctx, min(perCluster, tries-n.Tries), defect, binaries, out)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			if failures++; failures > 3 {
-				return 3
-			}
-		}
-		for i := range done {
-			var found []string
-			if i == done-1 { // a round ends with it
-				found = violations
-			}
-			if err := counts.Note(n, found, nil); err != nil {
+	scenarios := []forged.Scenario{forged.Frozen}
+	if os.Geteuid() == 0 {
+		scenarios = append(scenarios, forged.Stalled)
+	}
+	caught, failures := 0, 0
+	for _, s := range scenarios {
+		n := counts.Of(s, handler)
+		for n.Tries < tries && ctx.Err() == nil {
+			done, void, violations, err := forgeRound(ctx, s, min(perCluster, tries-n.Tries), defect, binaries, out)
+			if err != nil {
 				fmt.Fprintln(os.Stderr, err)
-				return 3
+				if failures++; failures > 3 {
+					return 3
+				}
+			}
+			for i := range done + void {
+				var found []string
+				var note error
+				switch {
+				case i >= done:
+					note = forged.ErrVoid
+				case i == done-1: // a round ends with it
+					found = violations
+				}
+				if err := counts.Note(n, found, note); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					return 3
+				}
 			}
 		}
+		caught += n.Caught
 	}
 	fmt.Print(counts.Table())
-	if n.Caught > 0 {
+	if caught > 0 {
 		return 1
 	}
 	return 0
 }
 
 // forgeRound makes tries with one cluster, until one finds something.
-func forgeRound(ctx context.Context, tries int, defect planted.Defect, binaries, out string) (done int, violations []string, err error) {
+func forgeRound(ctx context.Context, s forged.Scenario, tries int, defect planted.Defect, binaries, out string) (done, void int, violations []string, err error) {
 	dir, err := os.MkdirTemp("", "jep") // short, for the sake of sockets
 	if err != nil {
-		return 0, nil, err
+		return 0, 0, nil, err
 	}
 	o := harness.Options{Dir: dir, Binaries: binaries, Voters: 3, Links: true}
 	if defect != "" {
 		o.Env = []string{"SPIKE_PLANTED=" + string(defect)}
 	}
-	nemesis.SlowClock(&o)
+	if s == forged.Frozen {
+		nemesis.SlowClock(&o)
+	} else {
+		o.Disks = true
+	}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
 	c, err := harness.Start(started, o)
@@ -82,7 +99,7 @@ func forgeRound(ctx context.Context, tries int, defect planted.Defect, binaries,
 		}
 	}()
 	if err != nil {
-		return 0, nil, err
+		return 0, 0, nil, err
 	}
 	f := &forge695{Cluster: c, target: &nemesis.Target{Cluster: c, Voters: 3}}
 	var closers []func()
@@ -97,20 +114,20 @@ func forgeRound(ctx context.Context, tries int, defect planted.Defect, binaries,
 	}{{&f.target.Operator, nil}, {&f.old, []int{0}}, {&f.rest, []int{1, 2}}} {
 		cl, end, err := c.Client(ctx, harness.Superuser, to.peers...)
 		if err != nil {
-			return 0, nil, err
+			return 0, 0, nil, err
 		}
 		*to.client = cl
 		closers = append(closers, end)
 	}
 	for i := 0; i < tries && len(violations) == 0 && err == nil; i++ {
 		limit, cancel := context.WithTimeout(ctx, bringUp)
-		violations, err = f.try(limit, i)
+		violations, err = f.try(limit, s, i)
 		cancel()
 		switch {
 		case err == nil:
 			done++
 		case errors.Is(err, forged.ErrVoid):
-			err = nil
+			void, err = void+1, nil
 		}
 	}
 	applied := uint64(0)
@@ -122,7 +139,7 @@ func forgeRound(ctx context.Context, tries int, defect planted.Defect, binaries,
 	} else if err == nil {
 		err = same
 	}
-	return done, violations, err
+	return done, void, violations, err
 }
 
 // forge695 is a cluster of processes, with clients of the peer whose clock is slow and of the others.
@@ -145,45 +162,14 @@ func (f *forge695) put(ctx context.Context, cl *client.Client, path, value strin
 	}
 }
 
-func (f *forge695) try(ctx context.Context, number int) (violations []string, err error) {
+func (f *forge695) try(ctx context.Context, s forged.Scenario, number int) (violations []string, err error) {
 	f.acked = map[string]string{}
-	if err := f.target.LeadSlowly(ctx); err != nil {
+	if err := f.target.LeadFirst(ctx); err != nil {
 		return nil, err
 	}
-	f.Links.Partition([]int{0}, []int{1, 2})
-	defer f.Links.Heal()
-	for i := range 30 { // the first one waits for the next leader
-		f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next/%d", number, i), "next")
-	}
-	h, err := f.old.Health(ctx, 0)
-	if err != nil {
+	if err := f.meet(ctx, s, number); err != nil {
 		return nil, err
 	}
-	if !h.Leader {
-		return nil, fmt.Errorf("%w: %s does not lead at the heal", forged.ErrVoid, harness.PeerName(0))
-	}
-	// Every other time the old leader is frozen at the heal: then everything comes at once.
-	if number%2 == 1 {
-		if err := f.Peer(0).Freeze(); err != nil {
-			return nil, err
-		}
-		defer f.Peer(0).Thaw()
-	}
-	heal := 20*time.Millisecond + time.Duration(rand.IntN(20))*time.Millisecond
-	begun := time.Now()
-	var writes sync.WaitGroup
-	for i := range 30 {
-		if heal > 0 && time.Since(begun) >= heal {
-			f.Links.Heal()
-			heal = 0
-		}
-		writes.Go(func() { f.put(ctx, f.old, fmt.Sprintf("forged/%d/old/%d", number, i), "old") })
-		time.Sleep(2 * time.Millisecond)
-	}
-	if err := f.Peer(0).Thaw(); err != nil {
-		return nil, err
-	}
-	writes.Wait()
 	err = harness.Poll(ctx, func() error {
 		err := f.Whole(ctx, f.target.Operator)
 		if errors.Is(err, harness.ErrDiverged) {
@@ -202,4 +188,65 @@ func (f *forge695) try(ctx context.Context, number int) (violations []string, er
 		}
 	}
 	return nil, nil
+}
+
+// meet has the old leader hear of the next one while it is asked to write.
+func (f *forge695) meet(ctx context.Context, s forged.Scenario, number int) error {
+	var writes sync.WaitGroup
+	defer writes.Wait()
+	write := func(i int) {
+		writes.Go(func() { f.put(ctx, f.old, fmt.Sprintf("forged/%d/old/%d", number, i), "old") })
+	}
+	f.Links.Partition([]int{0}, []int{1, 2})
+	defer f.Links.Heal()
+	between := 30
+	if s == forged.Stalled {
+		f.Disk(0).Suffer(faultfs.Fault{Stall: true, Under: "raft"})
+		defer f.Disk(0).Suffer(faultfs.Fault{})
+		write(-1)
+		between = 1 // more than the old leader has would keep it from leading again
+	}
+	for i := range between { // the first one waits for the next leader
+		f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next/%d", number, i), "next")
+	}
+	next := 1
+	if h, err := f.rest.Health(ctx, 1); err == nil && h.Leader {
+		next = 2
+	}
+	if h, err := f.old.Health(ctx, 0); err != nil || !h.Leader {
+		return fmt.Errorf("%w: %s does not lead at the heal: %v", forged.ErrVoid, harness.PeerName(0), err)
+	}
+	// Every other time the old leader is frozen at the heal: then everything comes at once.
+	if s == forged.Frozen && number%2 == 1 {
+		if err := f.Peer(0).Freeze(); err != nil {
+			return err
+		}
+		defer f.Peer(0).Thaw()
+	}
+	heal := time.Duration(20+rand.IntN(20)) * time.Millisecond
+	type step struct {
+		at time.Duration
+		do func()
+	}
+	steps := []step{{heal, f.Links.Heal}}
+	pause := 2 * time.Millisecond
+	if s == forged.Stalled {
+		pause = 10 * time.Millisecond
+		release, cut := time.Duration(rand.IntN(31))*time.Millisecond, time.Duration(31+rand.IntN(30))*time.Millisecond
+		steps = append(steps, step{heal + release, func() { f.Disk(0).Suffer(faultfs.Fault{}) }},
+			step{heal + cut, func() { f.Links.Partition([]int{next}, []int{0, 3 - next}) }})
+	}
+	begun := time.Now()
+	for i := range 30 {
+		for len(steps) > 0 && time.Since(begun) >= steps[0].at {
+			steps[0].do()
+			steps = steps[1:]
+		}
+		write(i)
+		time.Sleep(pause)
+	}
+	if s == forged.Stalled { // the other two go on without the next leader
+		f.put(ctx, f.old, fmt.Sprintf("forged/%d/last", number), "last")
+	}
+	return nil
 }

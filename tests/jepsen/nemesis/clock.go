@@ -24,8 +24,8 @@ func SlowClock(o *harness.Options) {
 	o.ArgsOf[name] = append(o.ArgsOf[name], "--heartbeat", beat.String())
 }
 
-// LeadSlowly has that peer lead.
-func (t *Target) LeadSlowly(ctx context.Context) error {
+// LeadFirst has the first peer lead, whose clock it is.
+func (t *Target) LeadFirst(ctx context.Context) error {
 	return harness.Poll(ctx, func() error {
 		leader, err := t.Leader(ctx)
 		if err != nil || leader == slow {
@@ -46,7 +46,7 @@ func clocks() []Nemesis {
 	return []Nemesis{
 		{Name: "slow-clock-leader", About: "a leader whose clock runs slow is cut off, with the learners, and leads on in its own eyes while another leads", Prepare: SlowClock,
 			Do: func(ctx context.Context, t *Target) (Harm, error) {
-				if err := t.LeadSlowly(ctx); err != nil {
+				if err := t.LeadFirst(ctx); err != nil {
 					return Harm{}, err
 				}
 				rest := t.voters(slow)
