@@ -107,7 +107,7 @@ func (c *Child) launch() (*exec.Cmd, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(CleanEnvironment(), c.Env...)
 	cmd.SysProcAttr = attributes()
-	if err := c.Spawner.start(cmd); err != nil {
+	if err := c.Spawner.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("%s cannot be started: %w", c.Name, err)
 	}
 	c.cmd, c.start, c.ended = cmd, StartTime(cmd.Process.Pid), make(chan struct{})

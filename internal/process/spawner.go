@@ -3,7 +3,6 @@ package process
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 )
@@ -17,7 +16,7 @@ type Spawner struct {
 }
 
 type spawnRequest struct {
-	cmd    *exec.Cmd
+	do     func() error
 	answer chan error
 }
 
@@ -29,7 +28,7 @@ func NewSpawner() *Spawner {
 		for {
 			select {
 			case r := <-s.requests:
-				r.answer <- r.cmd.Start()
+				r.answer <- r.do()
 			case <-s.done:
 				return // and with it the thread
 			}
@@ -38,10 +37,13 @@ func NewSpawner() *Spawner {
 	return s
 }
 
-func (s *Spawner) start(cmd *exec.Cmd) error {
+// Do runs do on the thread that children are started from, and returns what it
+// returns. What do changes of the thread, such as its namespaces, the children
+// started after it inherit; it ends with the thread.
+func (s *Spawner) Do(do func() error) error {
 	answer := make(chan error, 1)
 	select {
-	case s.requests <- spawnRequest{cmd, answer}:
+	case s.requests <- spawnRequest{do, answer}:
 		return <-answer
 	case <-s.done:
 		return errors.New("the spawner is closed")

@@ -3,8 +3,8 @@
 // killed, frozen and started again, and every link between two peers can be
 // cut, each direction for itself.
 //
-// It knows nothing of what a test checks. It needs no privileges, and Linux for
-// the links: see Links.
+// It knows nothing of what a test checks. It needs no privileges, but for
+// namespaces, and Linux for the links: see Links.
 package harness
 
 import (
@@ -47,8 +47,9 @@ type Options struct {
 	Voters   int // form the cluster: nexus-1 …
 	Learners int // join it: the names go on
 	Keepers  int // keeper-1 …; 1 when 0
-	// Links puts a proxy in front of each peer port.
-	Links bool
+	// Links puts a proxy in front of each peer port. Namespaces, which takes root, the
+	// commands ip, tc and nft, and Linux, gives each process a network of its own instead.
+	Links, Namespaces bool
 	// Disks puts a file system that fails on purpose under the data directory of each peer, which takes root.
 	Disks bool
 	// Supervise starts peers again that end of their own accord.
@@ -68,16 +69,21 @@ type Options struct {
 // Cluster is a running cluster. Its methods may be called from any goroutine.
 type Cluster struct {
 	Authority *devca.Authority
-	Links     *Links // nil without Options.Links
+	Links     *Links // nil without Options.Links and Options.Namespaces
 
 	o       Options
 	spawner *process.Spawner
+	network *network // nil without Options.Namespaces
 	peers   []*process.Child
 	keepers []*process.Child
 	disks   []*faultfs.FS
 	log     *os.File
 	metrics []string
 	closing chan struct{} // closed at the end
+
+	mu        sync.Mutex // guards what follows
+	addresses []string   // where each peer finds the others
+	moves     int        // how often all of them have changed
 }
 
 // Start starts everything, gives the cluster its key and waits until all peers
@@ -121,61 +127,67 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 
 // plan makes the processes.
 func (c *Cluster) plan() error {
-	var keepers, voters []string
 	total := c.o.Voters + c.o.Learners
-	backends, addresses := make([]string, total), make([]string, total)
+	if c.o.Links || c.o.Namespaces {
+		c.Links = newLinks(total)
+	}
+	if c.o.Namespaces {
+		network, err := newNetwork(c.Links, total+c.o.Keepers)
+		if err != nil {
+			return err
+		}
+		c.network, c.Links.wires = network, network
+	}
+	listen := make([]string, total)
 	for i := range total {
 		var err error
-		if backends[i], err = freeAddress(); err != nil {
+		if listen[i], err = c.linkAddress(i, 0); err != nil {
 			return err
 		}
 	}
-	copy(addresses, backends)
-	if c.o.Links {
-		var err error
-		if c.Links, err = newLinks(backends, c.pids); err != nil {
+	c.addresses = slices.Clone(listen)
+	if c.o.Links && !c.o.Namespaces {
+		proxy, err := newProxy(c.Links, slices.Clone(listen), c.pids)
+		if err != nil {
 			return err
 		}
-		copy(addresses, c.Links.addresses)
+		c.Links.wires = proxy
+		for i := range total {
+			c.addresses[i] = proxy.address(i)
+		}
 	}
+	var keepers []string
 	for i := range c.o.Keepers {
-		name := fmt.Sprintf("keeper-%d", i+1)
-		address, err := freeAddress()
+		name := KeeperName(i)
+		address, err := c.address(total+i, 8554)
 		if err != nil {
 			return err
 		}
 		keepers = append(keepers, name+"=https://"+address)
-		child, err := c.child("keeper", name, "https://"+address, "--id", name, "--listen", address, "--trust-domain", TrustDomain, "--socket")
+		child, err := c.child("keeper", name, total+i, "https://"+address, "--id", name, "--listen", address, "--trust-domain", TrustDomain, "--socket")
 		if err != nil {
 			return err
 		}
 		c.keepers = append(c.keepers, child)
 	}
-	for i := range c.o.Voters {
-		voters = append(voters, fmt.Sprintf("%s=%s", PeerName(i), addresses[i]))
-	}
 	for i := range total {
 		name := PeerName(i)
-		api, err := freeAddress()
+		api, err := c.address(i, 8553)
 		if err != nil {
 			return err
 		}
-		metrics, err := freeAddress()
+		metrics, err := c.address(i, 9553)
 		if err != nil {
 			return err
 		}
 		c.metrics = append(c.metrics, metrics)
-		list := []string{"--peers", strings.Join(voters, ",")}
-		if i >= c.o.Voters {
-			list = []string{"--join", strings.Join(voters, ",")}
-		}
-		args := append([]string{"--id", name, "--data-dir", c.DataDir(i), "--listen", api, "--peer-listen", backends[i],
-			"--metrics-listen", metrics, "--keepers", strings.Join(keepers, ","), "--trust-root", TrustDomain}, list...)
-		args = slices.Concat(args, c.o.Args, c.o.ArgsOf[name])
-		child, err := c.child("nexus", name, "https://"+api, append(args, "--endpoint-socket")...)
+		child, err := c.child("nexus", name, i, "https://"+api)
 		if err != nil {
 			return err
 		}
+		fixed := []string{"--id", name, "--data-dir", c.DataDir(i), "--listen", api, "--metrics-listen", metrics, "--keepers", strings.Join(keepers, ","),
+			"--trust-root", TrustDomain, "--endpoint-socket", child.Args[0]}
+		child.Args = slices.Concat(fixed, c.o.Args, c.o.ArgsOf[name], c.places(i, listen[i], c.addresses))
 		if c.o.Supervise {
 			child.Died = c.supervise
 		}
@@ -184,14 +196,87 @@ func (c *Cluster) plan() error {
 	return nil
 }
 
-// child makes one; the last of its arguments is left open for its socket.
-func (c *Cluster) child(program, name, address string, args ...string) (*process.Child, error) {
+// address is where node i, of all peers and Keepers, listens: at a port of its own
+// network, or at one that is free.
+func (c *Cluster) address(node, port int) (string, error) {
+	if c.network == nil {
+		return freeAddress()
+	}
+	return fmt.Sprintf("%s:%d", c.network.address(node), port), nil
+}
+
+// linkAddress is address for the other peers; a peer that moves has another.
+func (c *Cluster) linkAddress(node, place int) (string, error) {
+	if c.network == nil {
+		return freeAddress()
+	}
+	return c.network.link(node, place) + ":8555", nil
+}
+
+// places are the arguments of peer i that say where it listens for the others, and
+// where they are.
+func (c *Cluster) places(i int, listen string, addresses []string) []string {
+	var voters []string
+	for v := range c.o.Voters {
+		voters = append(voters, PeerName(v)+"="+addresses[v])
+	}
+	others := "--peers"
+	if i >= c.o.Voters {
+		others = "--join"
+	}
+	return []string{"--peer-listen", listen, others, strings.Join(voters, ",")}
+}
+
+// Readdress gives every peer, none of which runs, another address where the others
+// find it, and every peer the list of all of them.
+func (c *Cluster) Readdress() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.moves++
+	listen := make([]string, len(c.peers))
+	for i := range c.peers {
+		if c.network != nil {
+			if err := c.network.setLink(i, c.moves); err != nil {
+				return err
+			}
+		}
+		var err error
+		if listen[i], err = c.linkAddress(i, c.moves); err != nil {
+			return err
+		}
+		c.addresses[i] = listen[i]
+		if p, ok := c.wires().(*proxy); ok {
+			if c.addresses[i], err = p.readdress(i, listen[i]); err != nil {
+				return err
+			}
+		}
+	}
+	for i, peer := range c.peers {
+		fixed := slices.Index(peer.Args, "--peer-listen")
+		peer.Args = slices.Concat(peer.Args[:fixed], c.places(i, listen[i], c.addresses), []string{"--advertise", c.addresses[i]})
+	}
+	return nil
+}
+
+// wires are what joins the peers; nil when nothing stands between them.
+func (c *Cluster) wires() wires {
+	if c.Links == nil {
+		return nil
+	}
+	return c.Links.wires
+}
+
+// child makes one; its socket is the last of its arguments.
+func (c *Cluster) child(program, name string, node int, address string, args ...string) (*process.Child, error) {
 	socket, err := c.Authority.Add("/spike/" + program + "/" + name)
 	if err != nil {
 		return nil, err
 	}
 	child := &process.Child{Name: name, Address: address, Binary: filepath.Join(c.binaries(name), program), Args: append(args, socket),
 		LogFile: c.path("logs", name+".log"), Spawner: c.spawner}
+	if c.network != nil {
+		child.Spawner = c.network.nodes[node]
+	}
 	child.Env = slices.Clone(c.o.Env)
 	if c.o.Failpoints {
 		child.Env = append(child.Env, "SPIKE_FAILPOINT=@"+c.path("data", name+".failpoint"))
@@ -302,15 +387,9 @@ func (c *Cluster) Keepers() int { return len(c.keepers) }
 
 // PeerAddress is where the others reach a peer.
 func (c *Cluster) PeerAddress(i int) string {
-	if c.Links != nil {
-		return c.Links.addresses[i]
-	}
-	for k, arg := range c.peers[i].Args {
-		if arg == "--peer-listen" {
-			return c.peers[i].Args[k+1]
-		}
-	}
-	return ""
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.addresses[i]
 }
 
 // Metrics is the address of a peer's metrics and probes.
@@ -389,8 +468,8 @@ func (c *Cluster) Close() {
 	if err := c.unmount(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
-	if c.Links != nil {
-		c.Links.close()
+	if w := c.wires(); w != nil {
+		w.close()
 	}
 	if c.Authority != nil {
 		c.Authority.Close()

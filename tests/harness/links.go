@@ -2,71 +2,83 @@ package harness
 
 import (
 	"errors"
-	"fmt"
-	"net"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
 
-// Links are the ways between the peers: a proxy in front of each peer port,
-// which finds out which peer a connection comes from, and one gate for each
-// ordered pair of peers.
+// Links are the ways between the peers, one for each ordered pair of them. What is
+// done to a link is a rule; how rules take effect is the matter of wires, of which
+// there are two kinds: a proxy on loopback, which any user may run, and network
+// namespaces, which need root and where nothing stands between the two ends of a
+// connection but packets that arrive or do not.
 //
-// A closed gate holds bytes back and delivers them, in order, when it opens: what
-// a network that loses packets does to TCP. Connections stay open meanwhile, and
-// new ones are taken and lead nowhere.
-//
-// Who dials is found by asking the kernel which process owns the other end of
-// the connection, since on one machine all come from one address: proc(5),
-// net/tcp. No privileges are needed for one's own processes.
+// A method that returns nothing keeps its error for Err.
 type Links struct {
-	addresses []string
-	backends  []string
-	pids      func() map[int]int
-	listeners []net.Listener
-	wg        sync.WaitGroup
+	wires wires
 
-	mu     sync.Mutex // guards what follows
-	opened chan struct{}
-	shut   [][]bool // from, to
-	conns  map[net.Conn]bool
-	closed bool
+	mu      sync.Mutex // guards what follows
+	rules   [][]rule   // from, to
+	traffic [][]Traffic
+	free    [][]time.Time // when a narrow link has sent what was given to it
+	failed  error
 }
 
-func newLinks(backends []string, pids func() map[int]int) (*Links, error) {
-	if _, err := os.Stat("/proc/net/tcp"); err != nil {
-		return nil, errors.New("links need a Linux kernel, which tells whose a connection is")
-	}
-	l := &Links{backends: backends, pids: pids, opened: make(chan struct{}), conns: map[net.Conn]bool{}}
-	for i := range backends {
-		l.shut = append(l.shut, make([]bool, len(backends)))
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			l.close()
-			return nil, err
-		}
-		l.listeners = append(l.listeners, listener)
-		l.addresses = append(l.addresses, listener.Addr().String())
-		l.wg.Go(func() {
-			for {
-				conn, err := listener.Accept()
-				if err != nil {
-					return
-				}
-				l.wg.Go(func() { l.carry(conn, i) })
-			}
-		})
-	}
-	return l, nil
+// rule is what is done to what one peer sends to another. The zero rule is a link
+// that nothing is done to.
+type rule struct {
+	cut           bool
+	delay, jitter time.Duration // each part arrives this much later, more or less
+	loss          int           // percent
+	rate          int           // bytes a second; 0 is without limit
 }
 
-// Cut closes the gate for bytes that from sends to to.
-func (l *Links) Cut(from, to int) {
-	l.set(func(f, t int) bool { return l.shut[f][t] || f == from && t == to })
+// slows tells whether bytes have to be looked at one by one.
+func (r rule) slows() bool { return r.delay > 0 || r.loss > 0 || r.rate > 0 }
+
+// Traffic is what the rules of a link did to what was sent over it, from the start
+// on. It counts packets, or the parts in which a proxy reads a stream.
+type Traffic struct {
+	Stopped int           // by a cut
+	Slowed  int           // that a delay or a limit held back
+	Lost    int           // by a loss
+	Bytes   int64         // of those that were slowed
+	Waited  time.Duration // by all that were slowed together
+}
+
+// wires put rules into effect.
+type wires interface {
+	// apply is called with every change of the rules, one call at a time.
+	apply(rules [][]rule) error
+	// stopped is how much cuts have stopped of what from sent to to.
+	stopped(from, to int) (int, error)
+	close()
+}
+
+func newLinks(peers int) *Links {
+	l := &Links{}
+	for range peers {
+		l.rules = append(l.rules, make([]rule, peers))
+		l.traffic = append(l.traffic, make([]Traffic, peers))
+		l.free = append(l.free, make([]time.Time, peers))
+	}
+	return l
+}
+
+// Cut has nothing arrive of what from sends to to.
+func (l *Links) Cut(from, to int) { l.link(from, to, func(r *rule) { r.cut = true }) }
+
+// Slow has what from sends to to arrive later by delay, more or less jitter, in order.
+func (l *Links) Slow(from, to int, delay, jitter time.Duration) {
+	l.link(from, to, func(r *rule) { r.delay, r.jitter = delay, jitter })
+}
+
+// Lose has so many of a hundred packets from from to to never arrive.
+func (l *Links) Lose(from, to, percent int) { l.link(from, to, func(r *rule) { r.loss = percent }) }
+
+// Narrow lets no more than so many bytes a second pass from from to to.
+func (l *Links) Narrow(from, to, bytesPerSecond int) {
+	l.link(from, to, func(r *rule) { r.rate = bytesPerSecond })
 }
 
 // Partition lets peers talk only within their group; a peer in no group is alone.
@@ -77,155 +89,78 @@ func (l *Links) Partition(groups ...[]int) {
 			of[i] = g + 1
 		}
 	}
-	l.set(func(f, t int) bool { return of[f] != of[t] || of[f] == 0 })
+	l.set(func(f, t int, r *rule) { r.cut = of[f] != of[t] || of[f] == 0 })
 }
 
-// Heal opens all gates.
-func (l *Links) Heal() { l.set(func(int, int) bool { return false }) }
+// Heal takes all rules back.
+func (l *Links) Heal() { l.set(func(_, _ int, r *rule) { *r = rule{} }) }
 
-func (l *Links) set(shut func(from, to int) bool) {
+// Err says that a rule, at any time, did not take effect.
+func (l *Links) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for f := range l.shut {
-		for t := range l.shut[f] {
-			l.shut[f][t] = f != t && shut(f, t)
-		}
-	}
-	close(l.opened)
-	l.opened = make(chan struct{})
+	return l.failed
 }
 
-// pass waits until the gate is open; false at the end.
-func (l *Links) pass(from, to int) bool {
-	for {
-		l.mu.Lock()
-		shut, closed, changed := l.shut[from][to], l.closed, l.opened
-		l.mu.Unlock()
-		if closed || !shut {
-			return !closed
-		}
-		<-changed
-	}
-}
-
-// carry joins a connection to peer to with that peer.
-func (l *Links) carry(conn net.Conn, to int) {
-	if !l.hold(conn) {
-		return
-	}
-	defer l.drop(conn)
-	from, ok := l.owner(conn)
-	if !ok || !l.pass(from, to) {
-		return
-	}
-	back, err := net.DialTimeout("tcp", l.backends[to], 5*time.Second)
-	if err != nil || !l.hold(back) {
-		return
-	}
-	defer l.drop(back)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		l.copy(back, conn, from, to)
-	}()
-	l.copy(conn, back, to, from)
-	<-done
-}
-
-// copy carries bytes one way; when that ends, so does the connection.
-func (l *Links) copy(dst, src net.Conn, from, to int) {
-	defer dst.Close()
-	defer src.Close()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := src.Read(buf)
-		if n > 0 {
-			if !l.pass(from, to) {
-				return
-			}
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-		if err != nil {
-			l.pass(from, to) // the end of a connection does not travel faster than its bytes
-			return
-		}
-	}
-}
-
-func (l *Links) hold(conn net.Conn) bool {
+// Traffic is what came of the rules from one peer to another.
+func (l *Links) Traffic(from, to int) (Traffic, error) {
+	stopped, err := l.wires.stopped(from, to)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		conn.Close()
-		return false
-	}
-	l.conns[conn] = true
-	return true
+	t := l.traffic[from][to]
+	t.Stopped = stopped
+	return t, err
 }
 
-func (l *Links) drop(conn net.Conn) {
-	conn.Close()
+func (l *Links) link(from, to int, change func(*rule)) {
+	l.set(func(f, t int, r *rule) {
+		if f == from && t == to {
+			change(r)
+		}
+	})
+}
+
+func (l *Links) set(change func(from, to int, r *rule)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.conns, conn)
-}
-
-func (l *Links) close() {
-	l.mu.Lock()
-	l.closed = true
-	close(l.opened)
-	l.opened = make(chan struct{})
-	for conn := range l.conns {
-		conn.Close()
-	}
-	l.mu.Unlock()
-	for _, listener := range l.listeners {
-		listener.Close()
-	}
-	l.wg.Wait()
-}
-
-// owner finds the peer at the other end of conn; false when there is none any
-// more.
-func (l *Links) owner(conn net.Conn) (peer int, ok bool) {
-	local, remote := conn.LocalAddr().(*net.TCPAddr), conn.RemoteAddr().(*net.TCPAddr)
-	inode := socketInode(remote, local)
-	if inode == "" {
-		return 0, false
-	}
-	for pid, peer := range l.pids() {
-		names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-		for _, name := range names {
-			if target, err := os.Readlink(name); err == nil && target == "socket:["+inode+"]" {
-				return peer, true
+	for f := range l.rules {
+		for t := range l.rules[f] {
+			if f != t {
+				change(f, t, &l.rules[f][t])
 			}
 		}
 	}
-	return 0, false
+	l.failed = errors.Join(l.failed, l.wires.apply(l.rules))
 }
 
-// socketInode is the inode of the connected socket from local to remote.
-func socketInode(local, remote *net.TCPAddr) string {
-	raw, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		return ""
+// send decides what becomes of n bytes: when they arrive, or that they are lost.
+func (l *Links) send(from, to, n int) (due time.Time, lost bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, t := l.rules[from][to], &l.traffic[from][to]
+	now := time.Now()
+	if !r.slows() {
+		return now, false
 	}
-	for line := range strings.Lines(string(raw)) {
-		// sl, local_address, rem_address, st, queues, timers, retransmits, uid,
-		// timeout, inode
-		f := strings.Fields(line)
-		if len(f) >= 10 && port(f[1]) == local.Port && port(f[2]) == remote.Port {
-			return f[9]
+	if rand.IntN(100) < r.loss {
+		t.Lost++
+		return now, true
+	}
+	due = now
+	if r.rate > 0 {
+		if free := l.free[from][to]; free.After(now) {
+			due = free
 		}
+		due = due.Add(time.Duration(n) * time.Second / time.Duration(r.rate))
+		l.free[from][to] = due
 	}
-	return ""
-}
-
-// port reads that of an address as the kernel writes it, in hexadecimal.
-func port(address string) int {
-	_, p, _ := strings.Cut(address, ":")
-	n, _ := strconv.ParseUint(p, 16, 16)
-	return int(n)
+	if r.delay > 0 {
+		due = due.Add(r.delay - r.jitter + rand.N(2*r.jitter+1))
+	}
+	if due.After(now) {
+		t.Slowed++
+		t.Bytes += int64(n)
+		t.Waited += due.Sub(now)
+	}
+	return due, false
 }

@@ -49,6 +49,7 @@ func attackAll() int {
 	flag.Uint64Var(&s.seed, "seed", 0, "`SEED` of everything that is drawn; 0 draws one")
 	flag.DurationVar(&s.cell.Length, "length", 20*time.Second, "how long each run is attacked")
 	flag.DurationVar(&s.cell.Pace, "pace", 8*time.Millisecond, "pause of each of the clients between two operations")
+	flag.BoolVar(&s.cell.Namespaces, "namespaces", false, "give each process a network of its own, instead of a proxy to the others; needs root, ip, tc and nft")
 	flag.StringVar(&s.out, "out", "jepsen-results", "`DIRECTORY` for reports and, of runs that did not pass, data, logs and history")
 	flag.StringVar(&s.binaries, "binaries", "bin", "`DIRECTORY` of nexus and keeper")
 	flag.BoolVar(&s.resume, "resume", false, "pass over runs that have a report of this build in -out")

@@ -32,13 +32,18 @@ type Cell struct {
 	Voters    int
 	Learners  int
 	Keepers   int
-	Defect    planted.Defect // that the programs have on purpose; "" for none
+	// Namespaces gives each process a network of its own, instead of a proxy to the others.
+	Namespaces bool
+	Defect     planted.Defect // that the programs have on purpose; "" for none
 }
 
 // Name is short, and the same for the same kind of run.
 func (c Cell) Name() string {
 	if c.Defect != "" {
 		return fmt.Sprintf("%s-%s-%d", c.Defect, c.Nemesis, c.Seed)
+	}
+	if c.Namespaces {
+		return fmt.Sprintf("%s-namespaces-%d", c.Nemesis, c.Seed)
 	}
 	return fmt.Sprintf("%s-%d", c.Nemesis, c.Seed)
 }
@@ -82,7 +87,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	r := &run{cell: cell, silent: map[int]time.Duration{}}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
-	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true}
+	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true, Namespaces: cell.Namespaces}
 	if cell.Defect != "" {
 		o.Env = []string{"SPIKE_PLANTED=" + string(cell.Defect)}
 	}

@@ -2,6 +2,7 @@ package nemesis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -62,11 +63,12 @@ func operations() []Nemesis {
 			victim := t.voters(leader)[0]
 			t.Links.Partition([]int{victim}, t.peers(victim))
 			if err := t.record(ctx, "seal", func(ctx context.Context) error { return t.Operator.Seal(ctx, "") }); err != nil {
-				t.Links.Heal()
-				return Harm{}, err
+				return Harm{}, errors.Join(err, t.heal(ctx))
 			}
 			return Harm{What: "sealed, with " + harness.PeerName(victim) + " cut off", Silenced: t.peers(), Undo: func(ctx context.Context) error {
-					t.Links.Heal()
+					if err := t.heal(ctx); err != nil {
+						return err
+					}
 					return t.record(ctx, "unseal", func(ctx context.Context) error { return t.Operator.Unseal(ctx, "") })
 				}},
 

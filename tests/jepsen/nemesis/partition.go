@@ -12,7 +12,7 @@ import (
 
 func (t *Target) heal(context.Context) error {
 	t.Links.Heal()
-	return nil
+	return t.Links.Err()
 }
 
 // partitions cut links between peers; clients reach every peer all the time.
