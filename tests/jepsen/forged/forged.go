@@ -56,7 +56,7 @@ func Try(ctx context.Context, s Scenario, h Handler) (violations []string, err e
 		return nil, err
 	}
 	defer c.stop()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, fmt.Errorf("%w: it takes too long", ErrVoid))
 	defer cancel()
 	if err := c.meet(ctx, s); err != nil {
 		return nil, err
@@ -265,7 +265,7 @@ func (c *cluster) applied() uint64 {
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	case <-time.After(d):
 		return nil
 	}
