@@ -371,9 +371,6 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 			if ctx.Err() == nil {
 				met = err
 			}
-			if !errors.Is(ctx.Err(), context.Canceled) { // the next call does not begin with a peer that says nothing
-				c.prefer.CompareAndSwap(uint32(at), uint32((at+1)%len(c.peers)))
-			}
 		}
 		switch secret.CodeOf(err) {
 		case secret.CodeForeignToken: // the cluster was restored: what we held is of another time
@@ -383,6 +380,9 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded:
 		default:
 			return maybe, err
+		}
+		if !errors.Is(ctx.Err(), context.Canceled) { // the next call, if there is no time for another try, does not begin with a peer that does not serve
+			c.prefer.CompareAndSwap(uint32(at), uint32((at+1)%len(c.peers)))
 		}
 		if !pause(ctx, try, len(c.peers)) {
 			err = cmp.Or(told, met, err)

@@ -1,0 +1,46 @@
+package client_test
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spike-ha/spike-ha/api/client"
+)
+
+// A peer that answers, and says that it cannot serve, as one that hears nobody does: a call that has no time for another
+// try fails with it, and the next one does not begin there again.
+func TestCallsLeaveAPeerThatDoesNotServe(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	deaf := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte(`{"err":"state_not_ready"}`))
+	}))
+	defer deaf.Close()
+	lively := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) }))
+	defer lively.Close()
+	config := deaf.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.RootCAs.AddCert(lively.Certificate())
+	cl, err := client.New(client.Config{Addresses: []string{deaf.URL, lively.URL}, TLS: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	short, cancel := context.WithTimeout(t.Context(), 450*time.Millisecond) // less than another try is worth
+	defer cancel()
+	if _, err := cl.Status(short); err == nil {
+		t.Fatal("the peer that does not serve answered")
+	}
+	before := asked.Load()
+	if _, err := cl.Status(t.Context()); err != nil {
+		t.Errorf("after a call that failed with it: %v", err)
+	}
+	if n := asked.Load(); n != before {
+		t.Errorf("the next call asked it %d times more", n-before)
+	}
+}
