@@ -18,6 +18,8 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/spike-ha/spike-ha/internal/planted"
 )
 
 const (
@@ -69,6 +71,7 @@ func openLog(dir string, limit int64) (*checkedLog, error) {
 				Timeout:        5 * time.Second,
 			},
 			MsgpackUseNewTimeFormat: true,
+			NoSync:                  planted.Is(planted.NoFsync),
 		})
 		return err
 	})

@@ -17,7 +17,8 @@ const (
 	NoWriteIDs        Defect = "no-write-ids"        // a retried write is applied again
 	LostWrite         Defect = "lost-write"          // a write that another one came before is acknowledged, and dropped
 	KeysStay          Defect = "keys-stay"           // a peer goes on serving when an operator seals the cluster
+	NoFsync           Defect = "no-fsync"            // a peer acknowledges what is only in the memory of the operating system
 )
 
 // All lists every defect.
-var All = []Defect{ReadWithoutRound, LeaderUnasked, VerifyLeader, HeartbeatFastPath, CachedDecision, NoWriteIDs, LostWrite, KeysStay}
+var All = []Defect{ReadWithoutRound, LeaderUnasked, VerifyLeader, HeartbeatFastPath, CachedDecision, NoWriteIDs, LostWrite, KeysStay, NoFsync}

@@ -26,7 +26,7 @@ func (c *Cluster) mount() error {
 // Disk is what is under the data directory of peer i. It needs Options.Disks.
 func (c *Cluster) Disk(i int) *faultfs.FS { return c.disks[i] }
 
-// PowerLoss kills peers, all at once, and has their disks lose what was not durable. They stay down.
+// PowerLoss kills peers, all at once, and has their disks lose what was not durable: see faultfs.FS.LosePower. They stay down.
 func (c *Cluster) PowerLoss(random *rand.Rand, peers ...int) error {
 	var wait sync.WaitGroup
 	failed := make([]error, len(peers))

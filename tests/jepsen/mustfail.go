@@ -24,6 +24,7 @@ var catches = map[planted.Defect]struct{ nemesis, says string }{
 	planted.NoWriteIDs:        {"kill-leader", "linearizable"},
 	planted.LostWrite:         {"none", "linearizable"},
 	planted.KeysStay:          {"seal", "while the cluster was sealed"},
+	planted.NoFsync:           {"power-loss-all", "sets: "},
 }
 
 // inProcess stands for package forged, which attacks the product's transport without a cluster of processes.

@@ -21,7 +21,7 @@ var rows = []row{
 	{number: 1, what: "partitions: leader alone, with the learner, halves, bridge, ring, one-way, flapping", nemeses: []string{"partition-leader", "partition-leader-learner",
 		"partition-halves", "partition-bridge", "partition-ring", "partition-deaf-leader", "partition-mute-leader", "partition-flapping"}},
 	{number: 2, what: "a leader frozen for longer and for less than a lease, and at its most awkward moments", nemeses: []string{"freeze-leader", "freeze-shortly", "freeze-follower"}},
-	{number: 4, what: "power lost, with what was not synced: one peer, all peers at once, after an fsync that failed", nemeses: []string{"power-loss-one", "power-loss-all", "fsync-fails"}},
+	{number: 4, what: "power lost, with what was not synced: one peer, all peers at once, after an fsync that failed", nemeses: []string{"power-loss-one", "power-loss-all", "power-loss-torn", "fsync-fails"}},
 	{number: 5, what: "SIGKILL: one, a majority, all", nemeses: []string{"kill-leader", "kill-one", "kill-majority", "kill-all"}},
 	{number: 6, what: "no room on a disk, and on every one; a disk that turns read-only", nemeses: []string{"disk-full-leader", "disk-full-follower", "disk-full-all", "disk-readonly"}},
 	{number: 7, what: "the leader's disk hangs, or is slow", nemeses: []string{"disk-stall-leader", "disk-hang-leader", "disk-slow-leader"}},

@@ -20,7 +20,7 @@ import (
 // above; but not that of another file, nor a removal.
 //
 // What was not durable may have got to the disk all the same, page by page and
-// in any order: losePower draws it.
+// in any order.
 //
 // The directory live is what processes see. It may be read freely, and changed by
 // renaming and removing; all else goes through methods, from any goroutine.
@@ -286,13 +286,15 @@ func (d *disk) syncDir(path string) error {
 	return nil
 }
 
-// losePower leaves in live what is durable, and of each file, by chance, some of
-// what was not.
+// losePower leaves in live what is durable, and, with random, of some files some
+// of what was not.
 func (d *disk) losePower(random *rand.Rand) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.writeBack(d.live, random); err != nil {
-		return err
+	if random != nil {
+		if err := d.writeBack(random); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(os.RemoveAll(d.live), d.rebuild(d.root, d.live)); err != nil {
 		return err
@@ -301,8 +303,8 @@ func (d *disk) losePower(random *rand.Rand) error {
 }
 
 // writeBack draws, for half of the changed files, the pages that got to the disk.
-func (d *disk) writeBack(path string, random *rand.Rand) error {
-	return filepath.WalkDir(path, func(path string, e os.DirEntry, err error) error {
+func (d *disk) writeBack(random *rand.Rand) error {
+	return filepath.WalkDir(d.live, func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}

@@ -120,8 +120,8 @@ func (f *FS) Hit() uint64 {
 	return f.hit
 }
 
-// LosePower has the disk lose what was not durable, but for what it wrote back of its own accord, which random
-// draws. Nobody may have a file open: whoever did was killed before.
+// LosePower has the disk lose what was not durable; all of it, or, with random, but for what it wrote back of its own
+// accord. Nobody may have a file open: whoever did was killed before.
 func (f *FS) LosePower(random *rand.Rand) error {
 	f.Suffer(Fault{off: true})
 	if err := f.unmount(); err != nil {

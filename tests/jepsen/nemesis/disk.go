@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/spike-ha/spike-ha/tests/harness"
@@ -54,11 +55,18 @@ func disks() []Nemesis {
 			}
 			return harm, nil
 		})},
-		{Name: "power-loss-one", About: "a voter loses its power, and what was not durable", Do: func(_ context.Context, t *Target) (Harm, error) {
-			return t.powerless(t.voters()[0])
+		{Name: "power-loss-one", About: "a voter loses its power, and some or all of what was not durable", Do: func(_ context.Context, t *Target) (Harm, error) {
+			some := t.Random
+			if t.Random.IntN(2) == 0 {
+				some = nil
+			}
+			return t.powerless(some, t.voters()[0])
 		}},
-		{Name: "power-loss-all", About: "all peers lose their power at once, and what was not durable", Do: func(_ context.Context, t *Target) (Harm, error) {
-			return t.powerless(t.peers()...)
+		{Name: "power-loss-all", About: "all peers lose their power at once, and all that was not durable", Do: func(_ context.Context, t *Target) (Harm, error) {
+			return t.powerless(nil, t.peers()...)
+		}},
+		{Name: "power-loss-torn", About: "all peers lose their power at once; of what was not durable some pages are on the disks", Do: func(_ context.Context, t *Target) (Harm, error) {
+			return t.powerless(t.Random, t.peers()...)
 		}},
 		{Name: "audit-full", About: "no room for the audit log of a voter, which then answers nothing", Do: func(_ context.Context, t *Target) (Harm, error) {
 			return t.silencing(faultfs.Fault{Full: true, Under: "audit"}, t.voters()[0]), nil
@@ -127,7 +135,7 @@ func stalledLeader(_ context.Context, t *Target, leader int) (Harm, error) {
 	return harm, nil
 }
 
-func (t *Target) powerless(victims ...int) (Harm, error) {
+func (t *Target) powerless(some *rand.Rand, victims ...int) (Harm, error) {
 	harm := Harm{What: fmt.Sprintf("power lost: %v", names(victims)), Silenced: victims, Undo: func(context.Context) error {
 		var failed error
 		for _, i := range victims {
@@ -138,5 +146,5 @@ func (t *Target) powerless(victims ...int) (Harm, error) {
 	if len(victims) == 1 {
 		harm.Running = t.peers(victims...)
 	}
-	return harm, t.PowerLoss(t.Random, victims...)
+	return harm, t.PowerLoss(some, victims...)
 }
