@@ -58,32 +58,45 @@ type pages struct {
 
 var le = binary.LittleEndian
 
-// readMeta finds the newer of the two valid meta pages.
+// readMeta finds the newer of the two meta pages. Both must be valid: where one is
+// not, bbolt goes back to the other, and with it to what the file held before the
+// last commit, which may have been a vote, or entries that were acknowledged. A
+// crash does not leave such a page: what bbolt writes of it lies within one sector.
 func readMeta(file []byte) (*pages, uint64, error) {
-	var best *pages
-	var root, newest uint64
-	for _, at := range []uint64{0, uint64(os.Getpagesize())} {
-		if at+pageHead+64 > uint64(len(file)) {
-			continue
-		}
-		m := file[at+pageHead:]
-		sum := fnv.New64a()
-		sum.Write(m[:56])
-		if le.Uint32(m) != boltMagic || le.Uint32(m[4:]) != boltVersion || le.Uint64(m[56:]) != sum.Sum64() {
-			continue
-		}
-		if txid := le.Uint64(m[48:]); best == nil || txid > newest {
-			newest, root = txid, le.Uint64(m[16:])
-			best = &pages{file: file, size: uint64(le.Uint32(m[8:])), limit: le.Uint64(m[40:]), seen: map[uint64]bool{}}
-		}
+	size := uint64(os.Getpagesize())
+	first := head(file, 0)
+	if first != nil {
+		size = uint64(le.Uint32(first[8:]))
 	}
-	if best == nil {
+	second := head(file, size)
+	if first == nil && second == nil {
 		return nil, 0, errors.New("neither of its two heads is valid")
 	}
-	if best.size < 512 || best.size > 1<<16 {
-		return nil, 0, fmt.Errorf("its page size is %d", best.size)
+	if first == nil || second == nil {
+		return nil, 0, errors.New("one of its two heads is damaged: what was written last may be missing")
 	}
-	return best, root, nil
+	if size < 512 || size > 1<<16 {
+		return nil, 0, fmt.Errorf("its page size is %d", size)
+	}
+	newer := first
+	if le.Uint64(second[48:]) > le.Uint64(first[48:]) {
+		newer = second
+	}
+	return &pages{file: file, size: size, limit: le.Uint64(newer[40:]), seen: map[uint64]bool{}}, le.Uint64(newer[16:]), nil
+}
+
+// head is the meta page at an offset; nil when it is not valid.
+func head(file []byte, at uint64) []byte {
+	if at+pageHead+64 > uint64(len(file)) {
+		return nil
+	}
+	m := file[at+pageHead:]
+	sum := fnv.New64a()
+	sum.Write(m[:56])
+	if le.Uint32(m) != boltMagic || le.Uint32(m[4:]) != boltVersion || le.Uint64(m[56:]) != sum.Sum64() {
+		return nil
+	}
+	return m
 }
 
 func (p *pages) bucket(root uint64, nesting int) error {

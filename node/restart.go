@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
 )
@@ -34,7 +35,7 @@ func ExitStatus(err error) int {
 		return ExitData
 	}
 	for _, data := range []error{cluster.ErrForeignData, cluster.ErrNewerFormat, cluster.ErrCorruptMarker, cluster.ErrCorruptSnapshot,
-		cluster.ErrLostData, cluster.ErrRecovering, cluster.ErrSuperseded} {
+		cluster.ErrLostData, cluster.ErrRecovering, cluster.ErrSuperseded, audit.ErrDamaged} {
 		if errors.Is(err, data) {
 			return ExitData
 		}

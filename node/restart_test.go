@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/fsm"
 	"github.com/spike-ha/spike-ha/node"
@@ -31,6 +32,7 @@ func TestExitStatus(t *testing.T) {
 		{cluster.ErrCorruptSnapshot, node.ExitData, false},
 		{cluster.ErrForeignData, node.ExitData, false},
 		{cluster.ErrSuperseded, node.ExitData, false},
+		{audit.ErrDamaged, node.ExitData, false},
 		{&fsm.ErrUnknownLevel{}, node.ExitData, false},
 	} {
 		err := tc.err
