@@ -26,6 +26,7 @@ var rows = []row{
 	{number: 6, what: "no room on a disk, and on every one; a disk that turns read-only", nemeses: []string{"disk-full-leader", "disk-full-follower", "disk-full-all", "disk-readonly"}},
 	{number: 7, what: "the leader's disk hangs, or is slow", nemeses: []string{"disk-stall-leader", "disk-hang-leader", "disk-slow-leader"}},
 	{number: 8, what: "a follower's disk hangs, or is slow", nemeses: []string{"disk-stall-follower", "disk-slow-follower"}},
+	{number: 9, what: "files of a dead voter are damaged", nemeses: []string{"damage-log", "damage-snapshot", "damage-marker", "damage-audit"}},
 	{number: 10, what: "a peer loses its disk", nemeses: []string{"wipe"}},
 	{number: 11, what: "members change under partitions and kills", nemeses: []string{"member-churn", "member-churn+partition-leader", "member-churn+partition-flapping", "member-churn+kill-leader"}},
 	{number: 14, what: "leadership is handed around without a pause, and the one that it goes to dies", nemeses: []string{"transfer-storm", "transfer-storm+kill-one"}},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/tests/harness"
 	"github.com/spike-ha/spike-ha/tests/jepsen/check"
@@ -132,7 +133,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 		return nil, err
 	}
 	r.recorder = history.NewRecorder()
-	r.target = &nemesis.Target{Recorder: r.recorder, Cluster: c, Operator: operator, Voters: cell.Voters, Random: rand.New(rand.NewPCG(cell.Seed, 1<<40))}
+	r.target = &nemesis.Target{Recorder: r.recorder, Cluster: c, Operator: operator, Voters: cell.Voters, Unlogged: map[int]bool{}, Random: rand.New(rand.NewPCG(cell.Seed, 1<<40))}
 	loads, err := r.load(ctx)
 	if err != nil {
 		return nil, err
@@ -309,6 +310,36 @@ func (r *run) recovered(ctx context.Context, since time.Duration) error {
 	})
 }
 
+// audited looks whether the audit log of each peer is whole, and goes as far as the cluster has seen it.
+func (r *run) audited(ctx context.Context) {
+	status, err := r.target.Operator.Status(ctx)
+	if err != nil {
+		return // that the cluster is not whole has been said
+	}
+	anchors := map[string]string{}
+	for _, p := range status.Peers {
+		anchors[p.ID] = p.AuditAnchor
+	}
+	for i := range r.target.Peers() {
+		anchor, err := audit.ParseAnchor(anchors[harness.PeerName(i)])
+		if err != nil || r.target.Unlogged[i] {
+			continue
+		}
+		limit, cancel := context.WithTimeout(ctx, 3*time.Second)
+		err = harness.Poll(limit, func() error { // it is being written: a file may have only just begun
+			report, err := audit.Verify(filepath.Join(r.target.DataDir(i), "audit"), &anchor)
+			if err == nil && len(report.Findings) > 0 {
+				err = fmt.Errorf("%v", report.Findings)
+			}
+			return err
+		})
+		cancel()
+		if err != nil {
+			r.broken = append(r.broken, fmt.Sprintf("the audit log of %s: %v", harness.PeerName(i), err))
+		}
+	}
+}
+
 // judge ends the load, takes a last look and has everything checked.
 func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	length := r.recorder.Now()
@@ -330,6 +361,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 		return err
 	})
+	r.audited(limit)
 	ops := r.recorder.Ops()
 	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: build(), When: time.Now().UTC(),
 		Faults: r.faults, Invalid: r.problems, Ops: ops}

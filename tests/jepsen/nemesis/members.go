@@ -45,6 +45,7 @@ func members() []Nemesis {
 			if err := down(t.Peer(victim)); err != nil {
 				return Harm{}, err
 			}
+			t.Unlogged[victim] = true
 			if err := os.RemoveAll(t.DataDir(victim)); err != nil {
 				return Harm{}, err
 			}

@@ -24,6 +24,7 @@ type Target struct {
 	Voters   int            // the first ones; the rest are learners
 	Random   *rand.Rand
 	Recorder *history.Recorder // of what operators do, where a checker wants to know
+	Unlogged map[int]bool      // the peers whose audit logs were taken away or damaged
 }
 
 // record makes an operation of an operator, again until it succeeds, and records each attempt.
@@ -74,7 +75,7 @@ type Nemesis struct {
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
-	}}}, partitions(), processes(), operations(), members(), keepers(), disks())
+	}}}, partitions(), processes(), operations(), members(), keepers(), disks(), damages())
 }
 
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
