@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/internal/measure"
 )
 
@@ -70,6 +71,7 @@ func (m *machine) Apply(l *raft.Log) any {
 	if err != nil {
 		return m.stop(fmt.Errorf("entry %d: %w; this peer cannot go on without knowing it", l.Index, err))
 	}
+	failpoint.Hit(failpoint.ClusterApplyBefore)
 	m.calls.Add(1)
 	begun := time.Now()
 	results, err := m.sm.Apply(l.Index, l.Term, commands)
@@ -82,6 +84,7 @@ func (m *machine) Apply(l *raft.Log) any {
 		return m.stop(fmt.Errorf("apply entry %d: %w", l.Index, err))
 	}
 	m.advance(l.Index, l.Term)
+	failpoint.Hit(failpoint.ClusterApplyAfter)
 	return &applyResult{term: l.Term, results: results}
 }
 
@@ -146,6 +149,7 @@ func (m *machine) Restore(rc io.ReadCloser) error {
 	if m.stopped {
 		return errMachineStopped // also: never fall back to an older snapshot
 	}
+	failpoint.Hit(failpoint.ClusterRestoreBefore)
 	index, term, err := readSnapshotHead(rc)
 	if err == nil && index < m.applied.Load() { // somebody may have read what came after
 		err = fmt.Errorf("it is of index %d, and %d is applied", index, m.applied.Load())
@@ -159,6 +163,7 @@ func (m *machine) Restore(rc io.ReadCloser) error {
 		return err
 	}
 	m.advance(index, term)
+	failpoint.Hit(failpoint.ClusterRestoreAfter)
 	return nil
 }
 
@@ -189,6 +194,7 @@ type machineSnapshot struct {
 }
 
 func (s *machineSnapshot) Persist(sink raft.SnapshotSink) error {
+	failpoint.Hit(failpoint.ClusterSnapshotBefore)
 	w := bufio.NewWriterSize(sink, 256<<10)
 	_, err := w.Write(snapshotHeader(s.index, s.term))
 	if err == nil {
@@ -197,6 +203,7 @@ func (s *machineSnapshot) Persist(sink raft.SnapshotSink) error {
 	if err == nil {
 		err = w.Flush()
 	}
+	failpoint.Hit(failpoint.ClusterSnapshotAfter)
 	if err != nil {
 		_ = sink.Cancel()
 		return err

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/internal/planted"
 )
 
@@ -36,6 +37,7 @@ func (n *Node) WaitRead(ctx context.Context) (uint64, error) {
 		if err == nil {
 			err = n.waitApplied(ctx, index)
 			if err == nil {
+				failpoint.Hit(failpoint.ClusterReadApplied)
 				return index, nil
 			}
 		}
@@ -262,6 +264,7 @@ func (r *reads) confirm(ctx context.Context) (uint64, error) {
 	if err := r.poll(ctx, ra, term); err != nil {
 		return 0, err
 	}
+	failpoint.Hit(failpoint.ClusterReadConfirmed)
 	index, err := r.command(commit)
 	if err != nil {
 		return 0, err

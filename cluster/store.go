@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
 
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 	"github.com/spike-ha/spike-ha/internal/planted"
 )
 
@@ -252,10 +253,12 @@ func (s raftLog) GetLog(index uint64, l *raft.Log) error {
 func (s raftLog) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
 func (s raftLog) StoreLogs(logs []*raft.Log) error {
+	failpoint.Hit(failpoint.ClusterLogBefore)
 	err := s.LogCache.StoreLogs(logs)
 	if err != nil {
 		s.end(fmt.Errorf("write the Raft log: %w", err))
 	}
+	failpoint.Hit(failpoint.ClusterLogAfter)
 	return err
 }
 
@@ -283,11 +286,13 @@ type raftStable struct {
 
 func (s raftStable) Set(k, v []byte) error {
 	defer s.log.busy()()
+	failpoint.Hit(failpoint.ClusterVoteBefore)
 	return s.check(s.BoltStore.Set(k, v))
 }
 
 func (s raftStable) SetUint64(k []byte, v uint64) error {
 	defer s.log.busy()()
+	failpoint.Hit(failpoint.ClusterVoteBefore)
 	return s.check(s.BoltStore.SetUint64(k, v))
 }
 
@@ -296,5 +301,6 @@ func (s raftStable) check(err error) error {
 		s.fail(fmt.Errorf("write term or vote: %w", err))
 		runtime.Goexit()
 	}
+	failpoint.Hit(failpoint.ClusterVoteAfter)
 	return err
 }

@@ -70,16 +70,20 @@ func (n *Node) Status(ctx context.Context) client.Status {
 	}
 	behind(out)
 	sort.Slice(out.Peers, func(i, j int) bool { return out.Peers[i].ID < out.Peers[j].ID })
-	voters, alive := 0, 0
+	// A sealed peer votes and stores, and nobody is served by sealed ones alone.
+	voters, alive, serving := 0, 0, 0
 	for _, p := range out.Peers {
 		if p.Voter {
 			voters++
 			if p.Reachable && p.State != string(cluster.Forming) && p.State != string(cluster.Stopped) && p.State != string(cluster.Removed) {
 				alive++
+				if !p.Sealed {
+					serving++
+				}
 			}
 		}
 	}
-	out.Tolerance = max(0, alive-(voters/2+1))
+	out.Tolerance = max(0, min(alive-(voters/2+1), serving-1))
 	return out
 }
 

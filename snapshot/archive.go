@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/spike-ha/spike-ha/snapshot/internal/archivepb"
+
+	"github.com/spike-ha/spike-ha/internal/failpoint"
 )
 
 // Cipher encrypts and authenticates streams under the archive key. Both ends of one stream name the same context.
@@ -173,9 +175,11 @@ func (a *Archive) create(ctx context.Context, h Header, body []byte, size int64,
 		return Item{}, fmt.Errorf("%w: %s", ErrFormat, name)
 	}
 	item.Size = size
+	failpoint.Hit(failpoint.SnapshotPutBefore)
 	if err := a.bucket.Create(ctx, a.prefix+name, size, content); err != nil {
 		return item, fmt.Errorf("%s in %s: %w", name, a, err)
 	}
+	failpoint.Hit(failpoint.SnapshotPutAfter)
 	return item, nil
 }
 

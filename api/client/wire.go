@@ -434,7 +434,7 @@ type Status struct {
 	Sealed      bool           `json:"sealedByOperator"`
 	Threshold   int            `json:"threshold"`
 	Shares      int            `json:"shares"`
-	Tolerance   int            `json:"failureTolerance"` // voters that may still fail
+	Tolerance   int            `json:"failureTolerance"` // voters that may still fail, whichever they are: a majority is left, and one of it with keys
 	Secrets     int            `json:"secrets"`
 	Policies    int            `json:"policies"`
 	StateBytes  uint64         `json:"stateBytes"`

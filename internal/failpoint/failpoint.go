@@ -5,12 +5,16 @@
 // With the tag, SPIKE_FAILPOINT=name[@n] has the process kill itself, by SIGKILL, the n-th time (the first, without
 // n) that it reaches the step: no deferred function runs, nothing is flushed. Several are separated by commas. With
 // SPIKE_FAILPOINT=@FILE it looks into that file at each step, and removes it when it dies of it, so that a process can
-// be told while it runs, and lives when it is started again.
+// be told while it runs, and lives when it is started again. "freeze NAME" in the file has it stop there, as SIGSTOP
+// does, until it is sent SIGCONT, and go on.
 package failpoint
 
 // Name is a step at which a process can be killed. What a name says happened "before" has not begun, and what it
 // says happened "after" is done as far as this process knows.
 type Name string
+
+// Freeze stands before a step in the file when the process is to freeze there rather than to die.
+const Freeze = "freeze "
 
 // The steps of giving a cluster its share set: init and rekey run the same ones.
 const (
@@ -62,6 +66,32 @@ const (
 	KeeperSettleAfter  Name = "keeper.settle.after"  // it is dropped, and that is not acknowledged
 )
 
+// The steps of replication.
+const (
+	ClusterLogBefore      Name = "cluster.log.before"      // entries are about to be written to the log
+	ClusterLogAfter       Name = "cluster.log.after"       // they are synced
+	ClusterVoteBefore     Name = "cluster.vote.before"     // a term or a vote is about to be written
+	ClusterVoteAfter      Name = "cluster.vote.after"      // it is synced, and nobody has been told
+	ClusterApplyBefore    Name = "cluster.apply.before"    // a committed entry is about to be applied
+	ClusterApplyAfter     Name = "cluster.apply.after"     // it is applied, and its proposer does not know
+	ClusterSnapshotBefore Name = "cluster.snapshot.before" // a snapshot is about to be written
+	ClusterSnapshotAfter  Name = "cluster.snapshot.after"  // it is written, and neither synced nor in its place
+	ClusterRestoreBefore  Name = "cluster.restore.before"  // a snapshot is about to be read, at a start or from the leader
+	ClusterRestoreAfter   Name = "cluster.restore.after"   // it is the state
+)
+
+// The steps of a read.
+const (
+	ClusterReadConfirmed Name = "cluster.read.confirmed" // a majority is in the leader's term, and no answer has left
+	ClusterReadApplied   Name = "cluster.read.applied"   // a peer has applied the read index, and has not read
+)
+
+// The steps of shipping to the archive.
+const (
+	SnapshotPutBefore Name = "snapshot.put.before" // an object is about to be put
+	SnapshotPutAfter  Name = "snapshot.put.after"  // it is there, and this process does not know
+)
+
 // The steps of a cluster that begins from its archive.
 const (
 	ClusterColdClaimed Name = "cluster.cold.claimed" // the incarnation is claimed, and nothing of the state is here
@@ -77,5 +107,8 @@ var All = []Name{
 	NodeSealBefore, NodeSealAfter, NodeUnsealBefore, NodeUnsealAfter,
 	NodeRestoreBegin, NodeRestoreChunk, NodeRestoreCommitBefore, NodeRestoreCommitAfter,
 	KeeperPlaceBefore, KeeperPlaceAfter, KeeperFetchBefore, KeeperSettleBefore, KeeperSettleAfter,
+	ClusterLogBefore, ClusterLogAfter, ClusterVoteBefore, ClusterVoteAfter, ClusterApplyBefore, ClusterApplyAfter,
+	ClusterSnapshotBefore, ClusterSnapshotAfter, ClusterRestoreBefore, ClusterRestoreAfter,
+	ClusterReadConfirmed, ClusterReadApplied, SnapshotPutBefore, SnapshotPutAfter,
 	ClusterColdClaimed, ClusterColdSeeded, ClusterColdTakeIn,
 }

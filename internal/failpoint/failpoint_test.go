@@ -50,12 +50,16 @@ func TestAllListsEveryStep(t *testing.T) {
 	}
 }
 
-// Real programs are killed at every step.
+// Real programs are killed at every step: by an end-to-end test, or by a nemesis.
 func TestEveryStepKills(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("../../tests/e2e/*_test.go")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+	var files []string
+	for _, pattern := range []string{"../../tests/e2e/*_test.go", "../../tests/jepsen/nemesis/failpoints.go"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatal(found, err)
+		}
+		files = append(files, found...)
 	}
 	var text []byte
 	for _, name := range files {
@@ -67,7 +71,7 @@ func TestEveryStepKills(t *testing.T) {
 	}
 	for identifier, name := range steps(t) {
 		if !regexp.MustCompile(`failpoint\.` + identifier + `\b`).Match(text) {
-			t.Errorf("no test kills at %s", name)
+			t.Errorf("nothing kills at %s", name)
 		}
 	}
 }
@@ -80,7 +84,7 @@ func TestDesignListsEveryStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed := map[Name]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `((?:seal|node|keeper|cluster)\\.[a-z.]+)` \\|").FindAllSubmatch(text, -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `((?:seal|node|keeper|cluster|snapshot)\\.[a-z.]+)` \\|").FindAllSubmatch(text, -1) {
 		listed[Name(row[1])] = true
 	}
 	for _, name := range All {

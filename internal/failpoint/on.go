@@ -21,11 +21,13 @@ const Variable = "SPIKE_FAILPOINT"
 var armed = struct {
 	sync.Mutex // guards left
 	left       map[Name]int
-	file       string     // names where to die, from now on; "" for none
-	die        func(Name) // replaced by a test of this package only
-}{left: parse(os.Getenv(Variable)), file: fileOf(os.Getenv(Variable)), die: kill}
+	file       string     // names where to die or freeze, from now on; "" for none
+	die        func(Name) // replaced by a test of this package only, as the next one
+	freeze     func(Name)
+}{left: parse(os.Getenv(Variable)), file: fileOf(os.Getenv(Variable)), die: kill, freeze: stop}
 
-// Hit kills the process when SPIKE_FAILPOINT names the step and enough hits of it went before.
+// Hit kills the process when SPIKE_FAILPOINT names the step and enough hits of it went before. The file may have it
+// freeze instead.
 func Hit(name Name) {
 	armed.Lock()
 	n, ok := armed.left[name]
@@ -34,8 +36,16 @@ func Hit(name Name) {
 	}
 	if armed.file != "" {
 		// Removed first: who is started again goes on living.
-		if text, err := os.ReadFile(armed.file); err == nil && strings.TrimSpace(string(text)) == string(name) && os.Remove(armed.file) == nil {
-			n, ok = 1, true
+		if text, err := os.ReadFile(armed.file); err == nil {
+			step, frozen := strings.CutPrefix(strings.TrimSpace(string(text)), Freeze)
+			if step == string(name) && os.Remove(armed.file) == nil {
+				if frozen {
+					armed.Unlock()
+					armed.freeze(name)
+					return
+				}
+				n, ok = 1, true
+			}
 		}
 	}
 	armed.Unlock()
@@ -58,6 +68,12 @@ func kill(name Name) {
 	fmt.Fprintf(os.Stderr, "failpoint: killed at %s\n", name)
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {} // until the signal arrives
+}
+
+// stop stops the process as SIGSTOP from outside does. It goes on here.
+func stop(name Name) {
+	fmt.Fprintf(os.Stderr, "failpoint: frozen at %s\n", name)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 }
 
 // parse reads the variable. A program that was told to die at an unknown step must not seem to survive it.

@@ -42,6 +42,23 @@ func TestDiesOfAFileOnce(t *testing.T) {
 	}
 }
 
+func TestFreezesOfAFileOnce(t *testing.T) {
+	var died, frozen []Name
+	armed.die = func(n Name) { died = append(died, n) }
+	armed.freeze = func(n Name) { frozen = append(frozen, n) }
+	armed.file = filepath.Join(t.TempDir(), "armed")
+	defer func() { armed.file = "" }()
+	if err := os.WriteFile(armed.file, []byte(Freeze+SealCommitBefore), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	Hit(SealCommitAfter)
+	Hit(SealCommitBefore)
+	Hit(SealCommitBefore)
+	if len(died) != 0 || len(frozen) != 1 || frozen[0] != SealCommitBefore {
+		t.Fatalf("died at %v, frozen at %v", died, frozen)
+	}
+}
+
 func TestRefusesWhatItDoesNotKnow(t *testing.T) {
 	for _, text := range []string{"seal.nothing", "seal.commit.before@0", "seal.commit.before@x", ","} {
 		func() {

@@ -297,6 +297,17 @@ func (c *Cluster) Arm(p *process.Child, step failpoint.Name) error {
 	return os.Rename(file+".new", file) // whole at once
 }
 
+// ArmFreeze has a process freeze at a step, until it is thawed.
+func (c *Cluster) ArmFreeze(p *process.Child, step failpoint.Name) error {
+	return c.Arm(p, failpoint.Freeze+step)
+}
+
+// Reached says whether a process died or froze at the step that it was armed for last.
+func (c *Cluster) Reached(p *process.Child) bool {
+	_, err := os.Stat(c.path("data", p.Name+".failpoint"))
+	return errors.Is(err, os.ErrNotExist)
+}
+
 func (c *Cluster) binaries(name string) string {
 	if dir := c.o.Versions[name]; dir != "" {
 		return dir

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -93,10 +94,12 @@ func attackAll() int {
 			return 3
 		}
 		s.each(ctx, rows[i].nemeses)
+		s.test(ctx, rows[i].tests)
 	case *tier == "smoke":
 		s.each(ctx, smoke)
 	case *tier == "full":
 		s.each(ctx, full())
+		s.test(ctx, tests())
 	default:
 		s.soak(ctx, *soak)
 	}
@@ -121,6 +124,36 @@ func (s *suite) each(ctx context.Context, names []string) {
 			s.run(ctx, name, s.seed+uint64(i))
 		}
 	}
+}
+
+// test runs end-to-end tests, each a run of its own.
+func (s *suite) test(ctx context.Context, list []string) {
+	for _, line := range list {
+		pkg, name, _ := strings.Cut(line, " ")
+		file := filepath.Join(s.out, name+".json")
+		r := earlier(file)
+		if !s.resume || r == nil || r.Verdict != report.Passed {
+			r = &report.Run{Name: name, Nemesis: name, Build: build(), When: time.Now().UTC()}
+			cmd := exec.CommandContext(ctx, "go", "test", "-count", "1", "-timeout", "10m", "-run", "^"+name+"$", pkg)
+			out, err := cmd.CombinedOutput()
+			r.Length = time.Since(r.When)
+			if err != nil {
+				r.Violations = []string{fmt.Sprintf("%v; %s", err, filepath.Join(s.out, name+".log"))}
+				_ = os.WriteFile(filepath.Join(s.out, name+".log"), out, 0o644)
+			}
+			r.Decide()
+			fmt.Printf("%-36s %-8s end-to-end test, %3.0f s\n", name, r.Verdict, r.Length.Seconds())
+			if err := r.Save(s.out); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+		}
+		s.add(r)
+	}
+}
+
+func (s *suite) add(r *report.Run) {
+	s.runs = append(s.runs, r)
+	s.worst = max(s.worst, map[report.Verdict]int{report.Passed: 0, report.Violated: 1, report.Invalid: 2}[r.Verdict])
 }
 
 // soak draws pairs of nemeses until they attacked for long enough, those of an earlier start included when it goes on.
@@ -148,7 +181,7 @@ func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
 	cell.Nemesis, cell.Seed = name, seed
 	file := filepath.Join(s.out, cell.Name()+".json")
 	if r := earlier(file); s.resume && r != nil && r.Verdict == report.Passed {
-		s.runs = append(s.runs, r)
+		s.add(r)
 		return r
 	}
 	r, err := execute(ctx, cell, s.binaries, s.out)
@@ -164,8 +197,7 @@ func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
 		s.worst = 3
 		return nil
 	}
-	s.runs = append(s.runs, r)
-	s.worst = max(s.worst, map[report.Verdict]int{report.Passed: 0, report.Violated: 1, report.Invalid: 2}[r.Verdict])
+	s.add(r)
 	return r
 }
 

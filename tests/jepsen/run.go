@@ -95,6 +95,9 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if nem.Prepare != nil {
 		nem.Prepare(&o)
 	}
+	if o.Failpoints {
+		o.Binaries = filepath.Join(binaries, "failpoints")
+	}
 	c, err := harness.Start(started, o)
 	keep := true
 	defer func() {
@@ -220,7 +223,13 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 
 // attack does harm until the run is long enough, one fault at a time.
 func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
-	for r.recorder.Now() < r.cell.Length && ctx.Err() == nil {
+	more := func() bool {
+		if nem.Faults > 0 {
+			return len(r.faults) < nem.Faults
+		}
+		return r.recorder.Now() < r.cell.Length
+	}
+	for more() && ctx.Err() == nil {
 		r.pause(ctx, time.Second+time.Duration(r.target.Random.IntN(1000))*time.Millisecond)
 		limit, cancel := context.WithTimeout(ctx, bringUp)
 		f := report.Fault{Nemesis: nem.Name, Begin: r.recorder.Now()}
@@ -252,6 +261,11 @@ func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
 				r.problems = append(r.problems, fmt.Sprintf("%s could not be undone: %v", harm.What, err))
 			}
 			cancel()
+		}
+		if harm.Bit != nil {
+			if err := harm.Bit(); err != nil {
+				r.problems = append(r.problems, fmt.Sprintf("the fault at %s did not bite: %v", f.Begin.Round(time.Millisecond), err))
+			}
 		}
 		healed := r.recorder.Now()
 		if err := r.recovered(ctx, healed); err != nil {

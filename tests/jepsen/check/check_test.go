@@ -65,6 +65,12 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "append", "a", "", 1), op(2, 0, "append", "b", "", 0), op(3, 4, "append", "c", "", 3), op(5, 6, "read", "", "a,b,c", 3), op(1, 7, "read", "", "a", 1)}, ""},
 		"an element that was lost": {check.Lists, []history.Op{
 			op(0, 1, "append", "a", "", 1), op(2, 3, "append", "b", "", 2), op(4, 5, "read", "", "b", 1)}, "is not in the list"},
+		"an element that nobody read later": {check.Lists, []history.Op{
+			op(0, 1, "append", "a", "", 1), op(2, 3, "read", "", "a", 1), op(4, 5, "append", "b", "", 2)}, ""},
+		"an element at the end that was lost": {check.Lists, []history.Op{
+			op(0, 1, "append", "a", "", 1), op(2, 3, "append", "b", "", 2), op(4, 5, "read", "", "a", 1)}, "was called after"},
+		"two elements at one place": {check.Lists, []history.Op{
+			op(0, 3, "append", "a", "", 1), op(0, 3, "append", "b", "", 1)}, "one place"},
 		"an element twice":       {check.Lists, []history.Op{op(0, 1, "append", "a", "", 1), op(4, 5, "read", "", "a,a", 2)}, "twice"},
 		"an element that failed": {check.Lists, []history.Op{op(0, 1, "append", "a", "", 0, failed), op(4, 5, "read", "", "a", 1)}, "failed, and"},
 		"two lists": {check.Lists, []history.Op{

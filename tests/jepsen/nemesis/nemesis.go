@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -25,22 +26,27 @@ type Target struct {
 	Random   *rand.Rand
 	Recorder *history.Recorder // of what operators do, where a checker wants to know
 	Unlogged map[int]bool      // the peers whose audit logs were taken away or damaged
+
+	struck int // places, by nemeses that go through a list of them
 }
 
 // record makes an operation of an operator, again until it succeeds, and records each attempt.
 func (t *Target) record(ctx context.Context, f string, do func(context.Context) error) error {
-	return harness.Poll(ctx, func() (err error) {
-		t.Recorder.Do(history.Op{Workload: Operator, F: f, Peer: history.Anybody}, func(op *history.Op) {
-			limit, cancel := context.WithTimeout(ctx, 5*time.Second)
-			defer cancel()
-			if err = do(limit); err == nil {
-				op.Outcome = history.OK
-			} else {
-				op.Outcome, op.Error = history.Unknown, err.Error()
-			}
-		})
-		return err
+	return harness.Poll(ctx, func() (err error) { return t.attempt(ctx, f, do) })
+}
+
+// attempt makes an operation of an operator and records it.
+func (t *Target) attempt(ctx context.Context, f string, do func(context.Context) error) (err error) {
+	t.Recorder.Do(history.Op{Workload: Operator, F: f, Peer: history.Anybody}, func(op *history.Op) {
+		limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err = do(limit); err == nil {
+			op.Outcome = history.OK
+		} else {
+			op.Outcome, op.Error = history.Unknown, err.Error()
+		}
 	})
+	return err
 }
 
 // Operator is the workload of what nemeses record.
@@ -52,6 +58,8 @@ type Harm struct {
 	// Silenced are peers that answer nobody from some moment after the beginning until the fault is over; the run is
 	// invalid if one does. Running are those that have to answer meanwhile.
 	Silenced, Running []int
+	// Bit, if there is one, is asked after Undo whether the harm was done; if not the run is invalid.
+	Bit func() error
 	// Check, if there is one, is asked before Undo; what it says is a violation.
 	Check func(context.Context) error
 	// Undo ends the fault.
@@ -65,6 +73,8 @@ type Nemesis struct {
 	Do func(context.Context, *Target) (Harm, error)
 	// Hold is how long the harm lasts at least; the default is a few seconds.
 	Hold time.Duration
+	// Faults is how many of them make a run, however long it takes; 0: its length decides.
+	Faults int
 	// Prepare, if there is one, asks for what the cluster must have to be harmed in this way.
 	Prepare func(*harness.Options)
 	// Privileged says that it takes root.
@@ -75,7 +85,7 @@ type Nemesis struct {
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
-	}}}, partitions(), processes(), operations(), members(), keepers(), disks(), damages())
+	}}}, partitions(), links(), processes(), operations(), members(), keepers(), disks(), damages(), failpoints(), snapshots())
 }
 
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
@@ -100,7 +110,7 @@ func Find(name string) (Nemesis, error) {
 // overlap does one harm on top of another, as far as that can be done: it may take a leader that is not there any more. Two
 // of them may well take the quorum away, so that nobody has to go on.
 func overlap(a, b Nemesis) Nemesis {
-	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Privileged: a.Privileged || b.Privileged,
+	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Faults: min(a.Faults, b.Faults), Privileged: a.Privileged || b.Privileged,
 		Prepare: func(o *harness.Options) {
 			for _, n := range []Nemesis{a, b} {
 				if n.Prepare != nil {
@@ -120,7 +130,9 @@ func overlap(a, b Nemesis) Nemesis {
 				upper.What = "not done: " + err.Error()
 			}
 			return Harm{What: lower.What + "; " + upper.What, Undo: func(ctx context.Context) error {
-				return errors.Join(upper.undo(ctx), lower.undo(ctx))
+				done := make(chan error) // both at once: one may need the other to be over
+				go func() { done <- upper.undo(ctx) }()
+				return errors.Join(lower.undo(ctx), <-done)
 			}}, nil
 		}}
 }
@@ -165,26 +177,28 @@ func led(do func(ctx context.Context, t *Target, leader int) (Harm, error)) func
 	}
 }
 
-// again does something until the harm is over; ending it is an error when fewer than least of them succeeded.
-func (t *Target) again(what string, least int, attempt time.Duration, do func(ctx context.Context, i int) bool) Harm {
+// again does something until the harm is over, which did not bite when fewer than least of them succeeded.
+func (t *Target) again(what string, least int64, attempt time.Duration, do func(ctx context.Context, i int) bool) Harm {
 	run, end := context.WithCancel(context.Background())
 	var wait sync.WaitGroup
-	done := 0
+	var done atomic.Int64
 	wait.Go(func() {
 		for i := 0; run.Err() == nil; i++ {
 			limit, cancel := context.WithTimeout(run, attempt)
 			if do(limit, i) {
-				done++
+				done.Add(1)
 			}
 			cancel()
 		}
 	})
-	return Harm{What: what, Undo: func(context.Context) error {
+	return Harm{What: what, Bit: func() error {
+		if n := done.Load(); n < least {
+			return fmt.Errorf("%s: only %d times", what, n)
+		}
+		return nil
+	}, Undo: func(context.Context) error {
 		end()
 		wait.Wait()
-		if done < least {
-			return fmt.Errorf("%s: only %d times", what, done)
-		}
 		return nil
 	}}
 }

@@ -29,8 +29,13 @@ type Process struct {
 	count    int
 }
 
-// attempt bounds one operation.
-const attempt = 1500 * time.Millisecond
+const (
+	// attempt bounds one operation.
+	attempt = 1500 * time.Millisecond
+	// breath is the pause after one of unknown outcome: each doubles what a checker has to try, so there are few of them
+	// while nobody answers.
+	breath = 300 * time.Millisecond
+)
 
 // do makes and records an operation.
 func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context, *history.Op) error) history.Op {
@@ -39,10 +44,10 @@ func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context
 	if p.Final {
 		limit = 20 * time.Second
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return p.Recorder.Do(op, func(op *history.Op) {
-		err := do(ctx, op)
+	op = p.Recorder.Do(op, func(op *history.Op) {
+		err := do(limited, op)
 		switch {
 		case err == nil:
 			op.Outcome = history.OK
@@ -52,6 +57,13 @@ func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context
 			op.Outcome, op.Error = history.Failed, err.Error()
 		}
 	})
+	if op.Outcome == history.Unknown && !p.Final {
+		select {
+		case <-ctx.Done():
+		case <-time.After(breath):
+		}
+	}
+	return op
 }
 
 // unique is a value that nobody else uses.
