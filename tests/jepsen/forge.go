@@ -14,7 +14,7 @@ const atATime = 8
 
 // forge attacks Raft, with the library's handler of heartbeats and with the product's.
 func forge(ctx context.Context, tries int, resume bool, out string) int {
-	counts, err := forged.Open(filepath.Join(out, "forged.json"), build(), resume)
+	counts, err := forged.Open(filepath.Join(out, "forged.json"), revision, resume)
 	if err == nil {
 		err = counts.Run(ctx, tries, atATime)
 	}

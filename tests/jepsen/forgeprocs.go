@@ -26,7 +26,7 @@ const perCluster = 20
 // hangs (U1, which takes root), another leads, and just when they meet again the old one is asked to write. There are as many tries
 // of each as asked for, those of an earlier run included.
 func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.Defect, binaries, out string) int {
-	counts, err := forged.Open(filepath.Join(out, "forged-processes.json"), build(), resume)
+	counts, err := forged.Open(filepath.Join(out, "forged-processes.json"), revision, resume)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 3

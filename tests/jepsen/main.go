@@ -133,7 +133,7 @@ func (s *suite) test(ctx context.Context, list []string) {
 		file := filepath.Join(s.out, name+".json")
 		r := earlier(file)
 		if !s.resume || r == nil || r.Verdict != report.Passed {
-			r = &report.Run{Name: name, Nemesis: name, Build: build(), When: time.Now().UTC()}
+			r = &report.Run{Name: name, Nemesis: name, Build: revision, When: time.Now().UTC()}
 			cmd := exec.CommandContext(ctx, "go", "test", "-count", "1", "-timeout", "10m", "-run", "^"+name+"$", pkg)
 			out, err := cmd.CombinedOutput()
 			r.Length = time.Since(r.When)
@@ -204,7 +204,7 @@ func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
 // earlier is the report of a run of this build, if there is one.
 func earlier(file string) *report.Run {
 	var r report.Run
-	if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &r) != nil || r.Build != build() {
+	if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &r) != nil || r.Build != revision {
 		return nil
 	}
 	return &r

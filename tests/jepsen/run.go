@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -377,7 +376,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	})
 	r.audited(limit)
 	ops := r.recorder.Ops()
-	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: build(), When: time.Now().UTC(),
+	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, When: time.Now().UTC(),
 		Faults: r.faults, Invalid: r.problems, Ops: ops}
 	out.Violations = append(out.Violations, r.broken...)
 	if err != nil {
@@ -418,17 +417,5 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	return out
 }
 
-// build names the code of this program, which is that of the peers when they were built together.
-func build() string {
-	info, _ := debug.ReadBuildInfo()
-	revision, dirty := "unknown", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value[:min(12, len(s.Value))]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = "+"
-		}
-	}
-	return revision + dirty
-}
+// revision names the code of this program and of the peers, which are built together: see the Makefile.
+var revision = "unknown"
