@@ -61,6 +61,7 @@ type Authority struct {
 
 	mu      sync.Mutex // guards what follows
 	closed  bool
+	paused  bool                // the sockets are gone, until Resume
 	workers map[string]*worker  // by SPIFFE path
 	ca      *ca                 // signs
 	retired []*x509.Certificate // of authorities that sign no more and are still trusted
@@ -134,6 +135,9 @@ func (a *Authority) Add(path string) (socketURL string, err error) {
 	}
 	if w, ok := a.workers[path]; ok {
 		return w.url, nil
+	}
+	if a.paused {
+		return "", errors.New("devca: the authority is paused")
 	}
 	w, err := startWorker(a, id, a.ca, a.roots())
 	if err != nil {
@@ -224,6 +228,39 @@ func (a *Authority) Bundle() *x509bundle.Bundle {
 
 // TrustDomain is the trust domain of every identity served here.
 func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.domain }
+
+// Pause stops serving, as an agent does that crashed: streams end, the sockets are gone, and the SVIDs that were
+// handed out run out. No identity can be added until Resume; Issue goes on.
+func (a *Authority) Pause() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.paused = true
+	for _, w := range a.workers {
+		w.stop()
+	}
+}
+
+// Resume serves every identity again, each with a new SVID, at the address that it had. After an error it may be
+// called again. It does nothing when the authority is not paused.
+func (a *Authority) Resume() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.paused || a.closed {
+		return nil
+	}
+	for path, w := range a.workers {
+		if !w.stopped() {
+			continue // served again by an earlier call
+		}
+		next, err := startWorker(a, w.id, a.ca, a.roots())
+		if err != nil {
+			return err
+		}
+		a.workers[path] = next
+	}
+	a.paused = false
+	return nil
+}
 
 // Close ends every stream and removes the sockets. It is idempotent.
 func (a *Authority) Close() {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/spike-ha/spike-ha/identity"
 	"github.com/spike-ha/spike-ha/identity/devca"
 )
 
@@ -246,5 +247,51 @@ func TestWorkloadAPI(t *testing.T) {
 	}
 	if _, err := c.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"a"}}); status.Code(err) != codes.Unimplemented {
 		t.Fatalf("JWT: %v", err)
+	}
+}
+
+func TestPause(t *testing.T) {
+	t.Parallel()
+	a, err := devca.Serve(t.Context(), devca.Options{Dir: shortDir(t), TrustDomain: "spike.ist", Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	socket, err := a.Add("/workload/web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := identity.Open(t.Context(), identity.Options{Socket: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	a.Pause()
+	a.Pause()
+	if _, err := os.Stat(strings.TrimPrefix(socket, "unix://")); !os.IsNotExist(err) {
+		t.Errorf("the socket of a paused authority: %v", err)
+	}
+	if _, err := a.Add("/workload/db"); err == nil {
+		t.Error("a paused authority adds identities")
+	}
+	for range 2 {
+		if err := a.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if again, err := a.Add("/workload/web"); err != nil || again != socket {
+		t.Errorf("the address is %q and was %q: %v", again, socket, err)
+	}
+	select { // it has connected again, and got another SVID
+	case <-source.Updated():
+	case <-t.Context().Done():
+	}
+	a.Pause()
+	a.Close()
+	if err := a.Resume(); err != nil {
+		t.Errorf("closed: %v", err)
+	}
+	if _, err := a.Add("/workload/web"); err == nil {
+		t.Error("a closed authority adds identities")
 	}
 }

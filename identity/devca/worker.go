@@ -114,6 +114,15 @@ func (w *worker) stop() {
 	})
 }
 
+func (w *worker) stopped() bool {
+	select {
+	case <-w.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // renew issues a new SVID and wakes every stream.
 func (w *worker) renew() error {
 	w.renewing.Lock() // else the SVID of an older signer could replace that of a newer one

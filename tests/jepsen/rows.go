@@ -49,7 +49,7 @@ var rows = []row{
 	{number: 27, what: "the majority is lost, one peer goes on alone, and the lost ones come back", tests: []string{"./tests/e2e TestMembership"}},
 	{number: 28, what: "a store that fails, also after it succeeded, two clusters in one place, leaders that were replaced", tests: []string{"./tests/e2e TestLossWithFailingStore"}},
 	{number: 29, what: "federation of several stores", without: "there is no federation in this product"},
-	{number: 30, what: "identities expire, and their authority is replaced", tests: []string{"./tests/e2e TestRotationOfIdentities"}},
+	{number: 30, what: "identities expire, and their authority is replaced; none is to be had for longer than one lives", nemeses: []string{"svid-short", "identity-down"}, tests: []string{"./tests/e2e TestRotationOfIdentities"}},
 	{number: 31, what: "no room for the audit log, or a slow disk under it", nemeses: []string{"audit-full", "audit-slow"}},
 	{number: 32, what: "floods and hostile requests; honest clients go on", tests: []string{"./tests/e2e TestFlood"}},
 	{number: 33, what: "one voter is never heard again, or hears nobody: the others lose nothing by it, and terms stand still", nemeses: []string{"mute-forever", "deaf-forever"}},
