@@ -246,11 +246,33 @@ func (c *Client) alter(ctx context.Context, route string, request any) (maybe bo
 	return c.calls(ctx, http.MethodPost, route, body, &struct{}{}, "", true)
 }
 
-// Status describes the cluster as the peer that answers sees it.
+// Status describes the cluster as the peer that answers sees it: one that knows a leader, if there is such a peer. What
+// a peer without a leader shows may be long over; one that was removed still sees the members of before.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var status Status
-	err := c.call(ctx, http.MethodGet, RouteStatus, nil, &status, "")
-	return status, err
+	if err := c.call(ctx, http.MethodGet, RouteStatus, nil, &status, ""); err != nil || status.Leader != "" {
+		return status, err
+	}
+	ctx, cancel := c.patient(ctx)
+	defer cancel()
+	answers := make(chan int, len(c.peers)) // places of peers that know a leader, or -1
+	all := make([]Status, len(c.peers))
+	for i := range c.peers {
+		go func() {
+			var err error
+			if all[i], err = c.StatusOf(ctx, i); err != nil || all[i].Leader == "" {
+				i = -1
+			}
+			answers <- i
+		}()
+	}
+	for range c.peers {
+		if i := <-answers; i >= 0 {
+			c.prefer.Store(uint32(i))
+			return all[i], nil
+		}
+	}
+	return status, nil
 }
 
 // StatusOf is Status from one peer, by its place in Peers.

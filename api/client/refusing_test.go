@@ -22,7 +22,7 @@ func TestCallsLeaveAPeerThatDoesNotServe(t *testing.T) {
 		_, _ = w.Write([]byte(`{"err":"state_not_ready"}`))
 	}))
 	defer deaf.Close()
-	lively := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) }))
+	lively := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"leader":"nexus-2"}`)) }))
 	defer lively.Close()
 	config := deaf.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	config.RootCAs.AddCert(lively.Certificate())
