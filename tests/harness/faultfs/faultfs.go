@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -77,6 +78,7 @@ func Mount(place, dir string) (*FS, error) {
 	if os.Geteuid() != 0 {
 		return nil, ErrNeedsRoot
 	}
+	sweep()
 	if err := errors.Join(os.MkdirAll(place, 0o700), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, err
 	}
@@ -97,7 +99,10 @@ func (f *FS) mount() error {
 		return err
 	}
 	root := &node{under.(*fs.LoopbackNode), f}
-	f.server, err = fs.Mount(f.place, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "faultfs", Name: "faultfs", DisableXAttrs: true}})
+	syscall.ForkLock.RLock() // no child is made meanwhile
+	defer syscall.ForkLock.RUnlock()
+	defer keepToSelf()
+	f.server, err = fs.Mount(f.place, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: fmt.Sprintf(named, os.Getpid()), Name: "faultfs", DisableXAttrs: true}})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNeedsRoot, err)
 	}
@@ -141,12 +146,51 @@ func (f *FS) Close() error {
 }
 
 func (f *FS) unmount() error {
-	const detach = 2 // MNT_DETACH of umount2(2): also when it is in use
 	if err := unix.Unmount(f.place, detach); err != nil {
 		return fmt.Errorf("unmount %s: %w", f.place, err)
 	}
 	f.server.Wait()
 	return nil
+}
+
+// detach is MNT_DETACH of umount2(2): also what is in use.
+const detach = 2
+
+// sweep takes away what processes have mounted that were killed. Nobody answers for it any more, so that whoever
+// asks, and be it for its name, waits for ever.
+func sweep() {
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) { // what, where, type …: proc(5)
+		f := strings.Fields(line)
+		var pid int
+		if len(f) < 3 || f[2] != "fuse.faultfs" {
+			continue
+		}
+		if _, err := fmt.Sscanf(f[0], named, &pid); err != nil {
+			continue
+		}
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil { // it runs; what waits to be reaped has none
+			continue
+		}
+		const force = 1 // MNT_FORCE: ends what waits
+		_ = unix.Unmount(f[1], force|detach)
+	}
+}
+
+// named is what is mounted, with the process that answers for it.
+const named = "faultfs-%d"
+
+// keepToSelf has no child inherit the connections to the kernel, which go-fuse leaves to chance: a child that waits for
+// an answer, and itself keeps the connection open on which it would come, cannot be killed any more.
+func keepToSelf() {
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range fds {
+		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); to == "/dev/fuse" {
+			if fd, err := strconv.Atoi(e.Name()); err == nil {
+				syscall.CloseOnExec(fd)
+			}
+		}
+	}
 }
 
 // enter waits as long as the disk hangs, and says how an operation on name fails.
