@@ -51,7 +51,7 @@ var rows = []row{
 	{number: 29, what: "federation of several stores", without: "there is no federation in this product"},
 	{number: 30, what: "identities expire, and their authority is replaced; none is to be had for longer than one lives", nemeses: []string{"svid-short", "identity-down"}, tests: []string{"./tests/e2e TestRotationOfIdentities"}},
 	{number: 31, what: "no room for the audit log, or a slow disk under it", nemeses: []string{"audit-full", "audit-slow"}},
-	{number: 32, what: "floods and hostile requests; honest clients go on", tests: []string{"./tests/e2e TestFlood"}},
+	{number: 32, what: "floods and hostile requests; honest clients go on", nemeses: []string{"hostile"}, tests: []string{"./tests/e2e TestFlood"}},
 	{number: 33, what: "one voter is never heard again, or hears nobody: the others lose nothing by it, and terms stand still", nemeses: []string{"mute-forever", "deaf-forever"}},
 	{number: 34, what: "two overlapping harms, drawn at random, for as long as one likes", without: "make jepsen-soak HOURS=48 is it; what is left out of the full tier is its length"},
 }

@@ -85,7 +85,7 @@ type Nemesis struct {
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
-	}}}, partitions(), links(), processes(), operations(), members(), keepers(), disks(), damages(), failpoints(), snapshots(), identities())
+	}}}, partitions(), links(), processes(), operations(), members(), keepers(), disks(), damages(), failpoints(), snapshots(), identities(), hostilities())
 }
 
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
