@@ -495,29 +495,48 @@ func (c *Cluster) path(parts ...string) string {
 	return filepath.Join(append([]string{c.o.Dir}, parts...)...)
 }
 
-// ports are those that this process hands out: none twice in 500, and none of another
-// process's that does the same, as far as their numbers differ. They lie below the
-// range from which systems take the ports of outgoing connections: such a one could
-// be taken while its process is down.
-var ports = struct {
+// ports are those that this process hands out: none twice in 500, and none of another process's that does the same. Who
+// listens on the first one of a range has the rest. They lie below the range from which systems take the ports of
+// outgoing connections: such a one could be taken while its process is down.
+var ports struct {
 	sync.Mutex
+	claim       net.Listener // nil until the first is asked for; for as long as this process lives
 	first, next int
-}{first: 12000 + os.Getpid()%16*500}
+}
+
+const portRange, portRanges = 500, 16
+
+// claimPorts takes a range; the lock is held.
+func claimPorts() (err error) {
+	for i := range portRanges {
+		first := 12000 + (os.Getpid()+i)%portRanges*portRange
+		if ports.claim, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first)); err == nil {
+			ports.first = first
+			return nil
+		}
+	}
+	return fmt.Errorf("%d processes hand out ports already: %w", portRanges, err)
+}
 
 // freeAddress is an address that nothing listens on, and that nobody else is given.
 func freeAddress() (string, error) {
 	ports.Lock()
 	defer ports.Unlock()
+	if ports.claim == nil {
+		if err := claimPorts(); err != nil {
+			return "", err
+		}
+	}
 	var err error
-	for range 500 {
+	for range portRange {
 		var l net.Listener
+		ports.next = ports.next%(portRange-1) + 1
 		address := fmt.Sprintf("127.0.0.1:%d", ports.first+ports.next)
-		ports.next = (ports.next + 1) % 500
 		if l, err = net.Listen("tcp", address); err == nil {
 			return address, l.Close()
 		}
 	}
-	return "", fmt.Errorf("no port from %d to %d is free: %w", ports.first, ports.first+499, err)
+	return "", fmt.Errorf("no port from %d to %d is free: %w", ports.first, ports.first+portRange-1, err)
 }
 
 // Poll tries again until check returns nil or ctx ends; then it returns what
