@@ -42,15 +42,18 @@ HOURS ?= 2
 jepsen: build ## attack clusters of the real programs; under 5 minutes, alone on the machine
 	$(JEPSEN)
 
-jepsen-full: build bin/failpoints ## every row of the table; RESUME=true goes on where it was
+jepsen-full: build bin/failpoints bin/previous ## every row of the table; RESUME=true goes on where it was
 	$(JEPSEN) -tier full -length 30s $(NAMESPACES)
 
 jepsen-soak: build bin/failpoints ## two random harms at a time for HOURS hours
 	$(JEPSEN) -tier soak -for $(HOURS)h -length 45s -pace 30ms $(NAMESPACES)
 
-.PHONY: bin/failpoints
+.PHONY: bin/failpoints bin/previous
 bin/failpoints: # programs that can be told to die at a step
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o $@/ ./cmd/...
+
+bin/previous: # programs of the version before, out of the history
+	GO='$(GO)' tests/upgrade/build-previous $@
 
 jepsen-must-fail: build ## programs with defects on purpose: fails unless the suite catches each of them
 	CGO_ENABLED=0 $(GO) build -tags planted -o $(BIN)/planted/ ./cmd/... ./tests/jepsen

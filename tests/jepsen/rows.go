@@ -32,7 +32,7 @@ var rows = []row{
 	{number: 10, what: "a peer loses its disk", nemeses: []string{"wipe"}},
 	{number: 11, what: "members change under partitions and kills", nemeses: []string{"member-churn", "member-churn+partition-leader", "member-churn+partition-flapping", "member-churn+kill-leader"}},
 	{number: 12, what: "all peers come back at other addresses", nemeses: []string{"readdress"}},
-	{number: 13, what: "an upgrade peer by peer, each version leading the other", tests: []string{"./tests/upgrade TestUpgrade"}},
+	{number: 13, what: "an upgrade peer by peer, each version leading the other", nemeses: []string{"upgrade"}, tests: []string{"./tests/upgrade TestUpgrade"}},
 	{number: 14, what: "leadership is handed around without a pause, and the one that it goes to dies", nemeses: []string{"transfer-storm", "transfer-kill", "transfer-storm+kill-one"}},
 	{number: 15, what: "snapshots all the time, a follower and an old leader that can go on with one alone", nemeses: []string{"snapshot-follower", "snapshot-leader", "links-narrow"}},
 	{number: 16, what: "jumps of the wall clock", without: "the clock of the whole machine would jump, and Go asks the kernel for the time in a way that no preloaded library changes; nothing that safety rests on reads the wall clock (monotonic time and replicated ticks)"},

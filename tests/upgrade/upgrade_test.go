@@ -40,7 +40,6 @@ func build(t *testing.T) (before, now string) {
 		t.Skip("the history is not here")
 	}
 	before, now = filepath.Join(t.TempDir(), "before"), filepath.Join(t.TempDir(), "now")
-	source := t.TempDir()
 	shell := func(dir, command string, args ...string) {
 		t.Helper()
 		cmd := exec.Command(command, args...)
@@ -49,8 +48,7 @@ func build(t *testing.T) (before, now string) {
 			t.Fatalf("%s %s: %v\n%s", command, strings.Join(args, " "), err, out)
 		}
 	}
-	shell("../..", "sh", "-c", "git archive --format=tar "+commit+" | tar -x -C "+source)
-	shell(source, "go", "build", "-trimpath", "-o", before+"/", "./cmd/...")
+	shell(".", "./build-previous", before)
 	shell("../..", "go", "build", "-trimpath", "-o", now+"/", "./cmd/...")
 	return before, now
 }

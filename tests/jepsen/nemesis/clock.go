@@ -25,20 +25,7 @@ func SlowClock(o *harness.Options) {
 }
 
 // LeadFirst has the first peer lead, whose clock it is.
-func (t *Target) LeadFirst(ctx context.Context) error {
-	return harness.Poll(ctx, func() error {
-		leader, err := t.Leader(ctx)
-		if err != nil || leader == slow {
-			return err
-		}
-		limit, cancel := context.WithTimeout(ctx, 3*time.Second)
-		defer cancel()
-		if err := t.Operator.TransferLeadership(limit, harness.PeerName(slow)); err != nil {
-			return err
-		}
-		return fmt.Errorf("%s does not lead yet", harness.PeerName(slow))
-	})
-}
+func (t *Target) LeadFirst(ctx context.Context) error { return t.leads(ctx, slow) }
 
 // clocks run unlike, from the beginning of a run to its end: not for soaks, where other nemeses count on an election in seconds,
 // whoever is left to ask for it.

@@ -91,7 +91,7 @@ func All() []Nemesis {
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
 func Find(name string) (Nemesis, error) {
 	first, second, both := strings.Cut(name, "+")
-	for _, n := range slices.Concat(All(), clocks()) {
+	for _, n := range slices.Concat(All(), clocks(), upgrades()) {
 		if n.Name != first {
 			continue
 		}
