@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -353,7 +354,7 @@ func (r *run) audited(ctx context.Context) {
 	}
 }
 
-// judge ends the load, takes a last look and has everything checked.
+// judge ends the load, takes a last look and has everything checked. The peers do not run any more when it returns.
 func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	length := r.recorder.Now()
 	l.stop()
@@ -374,6 +375,10 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 		return err
 	})
+	applied := uint64(0) // by all; unknown when they are not whole
+	if status, failed := r.target.Operator.Status(limit); err == nil && failed == nil {
+		applied = slices.MinFunc(status.Peers, func(a, b client.PeerStatus) int { return cmp.Compare(a.AppliedIndex, b.AppliedIndex) }).AppliedIndex
+	}
 	r.audited(limit)
 	ops := r.recorder.Ops()
 	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, When: time.Now().UTC(),
@@ -412,6 +417,12 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	}
 	if len(r.faults) == 0 && r.cell.Nemesis != "none" {
 		out.Invalid = append(out.Invalid, "no fault was done")
+	}
+	switch same := r.target.SameLogs(applied); {
+	case errors.Is(same, harness.ErrLogsDiffer):
+		out.Violations = append(out.Violations, "at the end: "+same.Error())
+	case same != nil:
+		out.Invalid = append(out.Invalid, "the logs cannot be compared: "+same.Error())
 	}
 	out.Decide()
 	return out
