@@ -67,6 +67,7 @@ type run struct {
 	problems []string              // that make the run invalid
 	broken   []string              // violations that were seen while a fault lasted or after it
 	silent   map[int]time.Duration // for how long a peer could not answer
+	terms    [2]uint64             // of Raft, at the begin and at the end
 
 	mu      sync.Mutex // guards what follows
 	closers []func()
@@ -125,6 +126,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 		if err != nil {
 			return err
 		}
+		r.terms[0] = s.Term
 		for _, p := range s.Peers {
 			if p.Level > s.Level {
 				return fmt.Errorf("the format level is %d, %s knows %d", s.Level, p.ID, p.Level)
@@ -377,12 +379,13 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	})
 	applied := uint64(0) // by all; unknown when they are not whole
 	if status, failed := r.target.Operator.Status(limit); err == nil && failed == nil {
+		r.terms[1] = status.Term
 		applied = slices.MinFunc(status.Peers, func(a, b client.PeerStatus) int { return cmp.Compare(a.AppliedIndex, b.AppliedIndex) }).AppliedIndex
 	}
 	r.audited(limit)
 	ops := r.recorder.Ops()
 	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, When: time.Now().UTC(),
-		Faults: r.faults, Invalid: r.problems, Ops: ops}
+		Faults: r.faults, Invalid: r.problems, Ops: ops, Rows: rowsOf(r.cell.Nemesis), Terms: r.terms}
 	out.Violations = append(out.Violations, r.broken...)
 	if err != nil {
 		out.Violations = append(out.Violations, "at the end: "+err.Error())
@@ -423,6 +426,13 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		out.Violations = append(out.Violations, "at the end: "+same.Error())
 	case same != nil:
 		out.Invalid = append(out.Invalid, "the logs cannot be compared: "+same.Error())
+	}
+	for i := range r.target.Peers() {
+		size := int64(-1) // there is none
+		if info, err := os.Stat(filepath.Join(r.target.DataDir(i), "raft", "log.db")); err == nil {
+			size = info.Size()
+		}
+		out.LogBytes = append(out.LogBytes, size)
 	}
 	out.Decide()
 	return out

@@ -32,6 +32,7 @@ type Fault struct {
 	Done      time.Duration // it was
 	End       time.Duration // it began to be undone
 	Recovered time.Duration // every peer answers again
+	Gap       time.Duration // the longest part of Begin to Recovered in which no client that asks any peer was answered
 }
 
 // Drawing is a history that no order explains.
@@ -52,6 +53,9 @@ type Run struct {
 	Faults               []Fault
 	OK, Failed, Unknown  int
 	LongestGap           time.Duration // in which no client that asks any peer was answered
+	Rows                 []int         `json:",omitempty"` // that it is of
+	Terms                [2]uint64     // of Raft, at the begin and at the end; 0 when nobody told
+	LogBytes             []int64       // of each peer's Raft log at the end, as a file; -1: there is none
 
 	Ops      []history.Op `json:"-"`
 	Drawings []Drawing    `json:"-"`
@@ -77,6 +81,17 @@ func (r *Run) Decide() {
 	for i := 1; i < len(answers); i++ {
 		r.LongestGap = max(r.LongestGap, answers[i]-answers[i-1])
 	}
+	for i := range r.Faults {
+		f := &r.Faults[i]
+		last := f.Begin
+		for _, at := range answers {
+			if at > f.Begin && at < f.Recovered {
+				f.Gap = max(f.Gap, at-last)
+				last = at
+			}
+		}
+		f.Gap = max(f.Gap, f.Recovered-last)
+	}
 	switch {
 	case len(r.Violations) > 0:
 		r.Verdict = Violated
@@ -87,18 +102,26 @@ func (r *Run) Decide() {
 	}
 }
 
+// Elections is by how much the term grew, as text: elections that nobody won count, too.
+func (r *Run) Elections() string {
+	if r.Terms[0] == 0 || r.Terms[1] < r.Terms[0] {
+		return "unknown"
+	}
+	return fmt.Sprint(r.Terms[1] - r.Terms[0])
+}
+
 // Line is a run in one line.
 func (r *Run) Line() string {
-	return fmt.Sprintf("%-36s %-8s %3d faults in %3.0f s; %6d operations answered, %5d failed, %4d of unknown outcome; longest gap %.1f s",
-		r.Name, r.Verdict, len(r.Faults), r.Length.Seconds(), r.OK, r.Failed, r.Unknown, r.LongestGap.Seconds())
+	return fmt.Sprintf("%-36s %-8s %3d faults in %3.0f s; %6d operations answered, %5d failed, %4d of unknown outcome; elections: %s; longest gap %.1f s",
+		r.Name, r.Verdict, len(r.Faults), r.Length.Seconds(), r.OK, r.Failed, r.Unknown, r.Elections(), r.LongestGap.Seconds())
 }
 
 // Table is runs as Markdown.
 func Table(runs []*Run) string {
 	var b strings.Builder
-	b.WriteString("\n| Nemesis | Seed | Verdict | Faults | Operations answered | Failed | Unknown | Longest gap |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("\n| Nemesis | Rows | Seed | Verdict | Faults | Answered | Failed | Unknown | Elections | Longest gap |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range runs {
-		fmt.Fprintf(&b, "| %s | %d | %s | %d | %d | %d | %d | %.1f s |\n", r.Nemesis, r.Seed, r.Verdict, len(r.Faults), r.OK, r.Failed, r.Unknown, r.LongestGap.Seconds())
+		fmt.Fprintf(&b, "| %s | %s | %d | %s | %d | %d | %d | %d | %s | %.1f s |\n", r.Nemesis, strings.Trim(fmt.Sprint(r.Rows), "[]"), r.Seed, r.Verdict, len(r.Faults), r.OK, r.Failed, r.Unknown, r.Elections(), r.LongestGap.Seconds())
 	}
 	return b.String()
 }

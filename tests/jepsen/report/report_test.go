@@ -1,0 +1,36 @@
+package report
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spike-ha/spike-ha/tests/jepsen/history"
+)
+
+// The gap of a fault is of its window alone, up to its edges, and of clients alone that ask any peer.
+func TestGaps(t *testing.T) {
+	t.Parallel()
+	r := &Run{Nemesis: "x", Rows: []int{2, 22}, Seed: 7, Terms: [2]uint64{3, 8}, Faults: []Fault{
+		{Begin: 10 * time.Second, Recovered: 20 * time.Second},
+		{Begin: 30 * time.Second, Recovered: 34 * time.Second},
+	}}
+	for _, at := range []time.Duration{1, 9, 12, 19, 25, 40} {
+		r.Ops = append(r.Ops, history.Op{Peer: history.Anybody, Outcome: history.OK, Return: at * time.Second})
+	}
+	r.Ops = append(r.Ops, history.Op{Peer: 0, Outcome: history.OK, Return: 15 * time.Second})
+	r.Decide()
+	if r.Faults[0].Gap != 7*time.Second || r.Faults[1].Gap != 4*time.Second || r.LongestGap != 15*time.Second {
+		t.Errorf("gaps %v and %v, in all %v", r.Faults[0].Gap, r.Faults[1].Gap, r.LongestGap)
+	}
+	if got := Table([]*Run{r}); !strings.HasSuffix(got, "| x | 2 22 | 7 | passed | 2 | 7 | 0 | 0 | 5 | 15.0 s |\n") {
+		t.Error(got)
+	}
+	page, err := r.page()
+	if err != nil || !strings.Contains(string(page), "Elections: 5.") || !strings.Contains(string(page), "<td>7s</td>") {
+		t.Errorf("%v: %s", err, page)
+	}
+	if r.Terms[0] = 0; r.Elections() != "unknown" {
+		t.Error(r.Elections())
+	}
+}
