@@ -350,11 +350,57 @@ func TestAlarmForAnInstallLoop(t *testing.T) {
 // ever (hashicorp/raft#697). It asks to be started again, and then comes up.
 func TestLogThatContradictsASnapshot(t *testing.T) {
 	t.Parallel()
-	c := newTestCluster(t, "n1", "n2", "n3")
+	c, l, late := withTail(t, func(_, last uint64) uint64 { return last + 20 })
+	c.start(late)
+	n := c.nodes[late]
+	select {
+	case <-n.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatalf("it goes on: %+v", n.Status())
+	}
+	if !errors.Is(n.Err(), ErrNoProgress) {
+		t.Fatalf("stopped because of %v", n.Err())
+	}
+	delete(c.nodes, late)
+	c.start(late)
+	c.propose(l, "after")
+	c.same()
+	if c.sms[late].has("never") {
+		t.Error("applied what was never committed")
+	}
+}
+
+// What a peer wrote of an earlier term, and what was never committed, does not stay in its log when a later snapshot is installed:
+// it would send it to others, one day when it leads.
+func TestLogThatEndsBeforeASnapshot(t *testing.T) {
+	t.Parallel()
+	c, l, late := withTail(t, func(first, _ uint64) uint64 { return first - 1 })
+	c.start(late)
+	c.propose(l, "after")
+	c.same()
+	c.stop(late)
+	store, err := openLog(filepath.Join(c.dir, late), 1<<30)
+	must(t, err)
+	defer store.bolt.Close()
+	first, last, err := store.bounds()
+	must(t, err)
+	for i := first; i <= last; i++ {
+		var e raft.Log
+		if err := store.GetLog(i, &e); err == nil && bytes.Contains(e.Data, []byte("never")) {
+			t.Fatalf("the log, from %d to %d, has entry %d of term %d, which was never committed", first, last, i, e.Term)
+		}
+	}
+}
+
+// withTail has a stopped peer that needs a snapshot, and whose log has entries of an earlier term that were never committed: up to
+// an index that end chooses, who knows the first and the last one of the leader's log.
+func withTail(t *testing.T, end func(first, last uint64) uint64) (c *testCluster, l *Node, late string) {
+	t.Helper()
+	c = newTestCluster(t, "n1", "n2", "n3")
 	c.tune = func(_ string, cfg *Config) { cfg.SnapshotBytes = 64 << 10 }
 	c.startAll()
-	l := c.leader()
-	late := c.follower().cfg.ID
+	l = c.leader()
+	late = c.follower().cfg.ID
 	c.propose(l, "before")
 	c.same()
 	term := l.Status().Term
@@ -373,28 +419,44 @@ func TestLogThatContradictsASnapshot(t *testing.T) {
 
 	store, err := openLog(filepath.Join(c.dir, late), 1<<30)
 	must(t, err)
+	defer func() { must(t, store.bolt.Close()) }()
 	last, err := store.LastIndex()
 	must(t, err)
-	for i := last + 1; i <= l.Status().LastIndex+20; i++ { // never committed, of the earlier term
+	first, _, err := l.store.bounds()
+	must(t, err)
+	for i := last + 1; i <= end(first, l.Status().LastIndex); i++ {
 		must(t, store.StoreLog(&raft.Log{Index: i, Term: term, Type: raft.LogCommand, Data: encodeEnvelope([][]byte{[]byte("never")})}))
 	}
-	must(t, store.bolt.Close())
+	return c, l, late
+}
 
-	c.start(late)
-	n := c.nodes[late]
-	select {
-	case <-n.Done():
-	case <-time.After(20 * time.Second):
-		t.Fatalf("it goes on: %+v", n.Status())
-	}
-	if !errors.Is(n.Err(), ErrNoProgress) {
-		t.Fatalf("stopped because of %v", n.Err())
-	}
-	delete(c.nodes, late)
-	c.start(late)
-	c.propose(l, "after")
-	c.same()
-	if c.sms[late].has("never") {
-		t.Error("applied what was never committed")
+func TestDropDiverging(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		before      []uint64 // indexes, all of term 1
+		index, term uint64
+		first, last uint64 // afterwards
+	}{
+		"it has the snapshot's entry":  {[]uint64{1, 2, 3, 4}, 3, 1, 1, 4},
+		"it has another one there":     {[]uint64{1, 2, 3, 4}, 3, 2, 0, 0},
+		"it ends before the snapshot":  {[]uint64{1, 2, 3}, 9, 2, 0, 0},
+		"a gap before what follows":    {[]uint64{1, 2, 10, 11}, 9, 2, 10, 11},
+		"it begins after the snapshot": {[]uint64{10, 11}, 9, 2, 10, 11},
+		"it is empty":                  {nil, 9, 2, 0, 0},
+		"there is no snapshot":         {[]uint64{1, 2}, 0, 0, 1, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store, err := openLog(t.TempDir(), 1<<20)
+			must(t, err)
+			defer store.bolt.Close()
+			for _, i := range c.before {
+				must(t, store.StoreLog(&raft.Log{Index: i, Term: 1, Type: raft.LogCommand}))
+			}
+			must(t, store.dropDiverging(c.index, c.term))
+			if first, last, err := store.bounds(); err != nil || first != c.first || last != c.last {
+				t.Errorf("from %d to %d is left (%v), want %d to %d", first, last, err, c.first, c.last)
+			}
+		})
 	}
 }

@@ -375,11 +375,22 @@ func (n *Node) watch() {
 // diverges looks whether a snapshot that was installed left entries in the log
 // that contradict it. The library keeps them, refuses all that should follow the
 // snapshot, and is sent it again, for ever (hashicorp/raft#697). At a start they
-// are dropped.
+// are dropped. Where the log ended before the snapshot they can be dropped at
+// once: see dropDiverging.
 func (n *Node) diverges(index, term uint64) {
 	var l raft.Log
-	if err := n.store.GetLog(index, &l); err == nil && l.Term != term {
+	err := n.store.GetLog(index, &l)
+	switch {
+	case err == nil && l.Term != term:
 		n.fail(fmt.Errorf("%w: its log contradicts the snapshot that it was sent, at index %d", ErrNoProgress, index))
+	case errors.Is(err, raft.ErrLogNotFound):
+		first, last, err := n.store.bounds()
+		if last = min(last, index); err == nil && first > 0 && first <= last {
+			err = n.cache.DeleteRange(first, last) // none that the library appends from now on
+		}
+		if err != nil {
+			n.fail(fmt.Errorf("truncate the Raft log: %w", err))
+		}
 	}
 }
 

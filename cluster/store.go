@@ -175,23 +175,36 @@ func (s *checkedLog) corrupt(index uint64, detail string) error {
 	return &ErrCorruptLog{File: s.path, Index: index, Detail: detail}
 }
 
-// dropDiverging empties a log whose entry at the snapshot's index is not the one
-// that the snapshot has. The snapshot's was committed, so neither that entry
-// nor any after it ever was; those before it are in the snapshot.
+// dropDiverging drops what does not lead to the snapshot of an index and term. Where the entry of that index is another
+// one, the whole log is: the snapshot's was committed, so neither that entry nor any after it ever was. Where there is
+// none, the log ended before the snapshot, or a restore left a gap: what is before it may never have been committed, and
+// would be sent to followers one day as if it had been. All of it is in the snapshot.
 func (s *checkedLog) dropDiverging(index, term uint64) error {
 	var l raft.Log
-	if index == 0 || s.GetLog(index, &l) != nil || l.Term == term {
+	err := s.GetLog(index, &l)
+	absent := errors.Is(err, raft.ErrLogNotFound)
+	if index == 0 || err == nil && l.Term == term || err != nil && !absent {
 		return nil // damage is for verify to find
 	}
-	first, err := s.FirstIndex()
+	first, last, err := s.bounds()
 	if err != nil {
 		return err
 	}
-	last, err := s.LastIndex()
-	if err != nil {
-		return err
+	if absent {
+		last = min(last, index)
+	}
+	if first > last || last == 0 {
+		return nil
 	}
 	return s.DeleteRange(first, last)
+}
+
+// bounds are the first and the last index; 0 when there is none.
+func (s *checkedLog) bounds() (first, last uint64, err error) {
+	if first, err = s.FirstIndex(); err == nil {
+		last, err = s.LastIndex()
+	}
+	return first, last, err
 }
 
 // verify reads every entry, and insists that there is no gap after the snapshot
