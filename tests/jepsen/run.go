@@ -61,6 +61,7 @@ const (
 
 type run struct {
 	cell     Cell
+	dir      string // all that the processes write
 	target   *nemesis.Target
 	recorder *history.Recorder
 	faults   []report.Fault
@@ -86,7 +87,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if err != nil {
 		return nil, err
 	}
-	r := &run{cell: cell, silent: map[int]time.Duration{}}
+	r := &run{cell: cell, dir: dir, silent: map[int]time.Duration{}}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
 	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true, Namespaces: cell.Namespaces}
@@ -427,6 +428,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	case same != nil:
 		out.Invalid = append(out.Invalid, "the logs cannot be compared: "+same.Error())
 	}
+	note("all", check.Plaintext([]string{workload.NameMark, workload.ValueMark}, r.dir))
 	for i := range r.target.Peers() {
 		size := int64(-1) // there is none
 		if info, err := os.Stat(filepath.Join(r.target.DataDir(i), "raft", "log.db")); err == nil {

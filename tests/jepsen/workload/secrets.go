@@ -11,10 +11,18 @@ import (
 	"github.com/spike-ha/spike-ha/tests/jepsen/history"
 )
 
+// Marks are in the names and values of secrets, and in nothing else: no file of a peer may hold them.
+const (
+	NameMark  = "mark-of-a-name-q7x2"
+	ValueMark = "mark-of-a-value-w9k4"
+)
+
+func path(key string) string { return NameMark + "/" + key }
+
 // read reads a secret; one that is not there has version 0.
 func (p *Process) read(ctx context.Context, key string) history.Op {
 	return p.do(ctx, history.Op{F: "read", Key: key}, func(ctx context.Context, op *history.Op) error {
-		values, answer, err := p.Client.Get(ctx, key, 0)
+		values, answer, err := p.Client.Get(ctx, path(key), 0)
 		if secret.CodeOf(err) == secret.CodeNotFound {
 			return nil
 		}
@@ -31,7 +39,7 @@ func (p *Process) write(ctx context.Context, f, key, in, value string, expect in
 			v := secret.Version(expect)
 			version = &v
 		}
-		answer, err := p.Client.Put(ctx, key, map[string]string{"v": value}, version)
+		answer, err := p.Client.Put(ctx, path(key), map[string]string{"v": value, "mark": ValueMark}, version)
 		if secret.CodeOf(err) == secret.CodeConflict && f == "write" {
 			op.Out = "conflict"
 			return nil
@@ -79,7 +87,7 @@ func Deletions() Workload {
 					p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 				case 1, 2:
 					p.do(ctx, history.Op{F: "delete", Key: last}, func(ctx context.Context, op *history.Op) error {
-						_, err := p.Client.Delete(ctx, last)
+						_, err := p.Client.Delete(ctx, path(last))
 						if secret.CodeOf(err) == secret.CodeNotFound {
 							op.Out = "not found"
 							return nil
@@ -89,7 +97,7 @@ func Deletions() Workload {
 				case 3:
 					v := secret.Version(1 + p.Random.IntN(4))
 					p.do(ctx, history.Op{F: "undelete", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, _ *history.Op) error {
-						_, err := p.Client.Undelete(ctx, last, v)
+						_, err := p.Client.Undelete(ctx, path(last), v)
 						return err
 					})
 				default:
@@ -125,7 +133,7 @@ func Lists() Workload {
 func Sets() Workload {
 	list := func(ctx context.Context, p *Process) {
 		p.do(ctx, history.Op{F: "list"}, func(ctx context.Context, op *history.Op) error {
-			answer, err := p.Client.List(ctx, "sets")
+			answer, err := p.Client.List(ctx, path("sets"))
 			op.Out = strings.Join(answer.Keys, ",")
 			return err
 		})
