@@ -16,7 +16,9 @@ import (
 // watchdog and the status want to know of what passes.
 type transport struct {
 	*heartbeat.Transport
-	wg sync.WaitGroup
+	wg     sync.WaitGroup // of probes: none begins once it is closed
+	mu     sync.Mutex     // guards closed
+	closed bool
 
 	installs *installs
 	mute     atomic.Bool   // to followers: see watchdog
@@ -80,6 +82,11 @@ func (t *transport) answers(id raft.ServerID) *atomic.Uint64 {
 func (t *transport) probe() <-chan struct{} {
 	alive := make(chan struct{})
 	answer := make(chan raft.RPCResponse, 1)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return alive
+	}
 	t.wg.Go(func() {
 		if !t.Offer(raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax + 1}}, RespChan: answer}) {
 			return
@@ -95,6 +102,9 @@ func (t *transport) probe() <-chan struct{} {
 
 // Close ends the transport; the library calls it when Raft has shut down.
 func (t *transport) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
 	err := t.Transport.Close()
 	t.wg.Wait()
 	return err
