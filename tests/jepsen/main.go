@@ -185,6 +185,9 @@ func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
 		return r
 	}
 	r, err := execute(ctx, cell, s.binaries, s.out)
+	if ctx.Err() != nil {
+		return nil // it was cut short: what is missing at its end says nothing
+	}
 	if err == nil {
 		fmt.Println(r.Line())
 		for _, v := range slices.Concat(r.Violations, r.Invalid) {
