@@ -134,7 +134,7 @@ func Sets() Workload {
 	list := func(ctx context.Context, p *Process) {
 		p.do(ctx, history.Op{F: "list"}, func(ctx context.Context, op *history.Op) error {
 			answer, err := p.Client.List(ctx, path("sets"))
-			op.Out = strings.Join(answer.Keys, ",")
+			op.Out = strings.ReplaceAll(strings.Join(answer.Keys, ","), path(""), "")
 			return err
 		})
 	}
