@@ -408,6 +408,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 	}
 	note("all", check.Sealed(ops))
+	note("all", check.Indices(ops))
 	answered := map[int]int{}
 	for _, op := range ops {
 		if op.Outcome == history.OK {
@@ -428,6 +429,11 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	case same != nil:
 		out.Invalid = append(out.Invalid, "the logs cannot be compared: "+same.Error())
 	}
+	var audits []string
+	for i := range r.target.Peers() {
+		audits = append(audits, filepath.Join(r.target.DataDir(i), "audit"))
+	}
+	note("all", check.Audited(ops, len(r.target.Unlogged) == 0, audits...))
 	note("all", check.Plaintext([]string{workload.NameMark, workload.ValueMark}, r.dir))
 	for i := range r.target.Peers() {
 		size := int64(-1) // there is none

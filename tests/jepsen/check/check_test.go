@@ -25,6 +25,8 @@ func op(from, to int, f, in, out string, version int, more ...func(*history.Op))
 func failed(o *history.Op)           { o.Outcome = history.Failed }
 func final(o *history.Op)            { o.Final = true }
 func element(o *history.Op)          { o.Key = o.In }
+func at(i uint64) func(*history.Op)  { return func(o *history.Op) { o.Index = i } }
+func key(k string) func(*history.Op) { return func(o *history.Op) { o.Key = k } }
 func expect(v int) func(*history.Op) { return func(o *history.Op) { o.Expect = v } }
 
 // Each checker finds what it is there for, and nothing in histories that are right.
@@ -87,6 +89,26 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "add", "x", "", 0, element, failed), op(3, 4, "list", "", "x", 0, final)}, "never added"},
 		"a bank":             {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,100", 0), op(2, 3, "read", "", "90,110", 0, final)}, ""},
 		"money from nowhere": {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,110", 0, final)}, "210 in all"},
+		"changes and watches": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(5)), op(3, 0, "delete", "", "", 0),
+			op(3, 6, "watch", "", "5 put k [1],5 put k [2],7 deleted k [2]", 7), op(4, 5, "write", "", "", 3, at(8)), op(6, 9, "watch", "", "8 put k [3]", 8, final)}, ""},
+		"a change that a watch missed": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(3, 4, "write", "", "", 2, at(6)), op(5, 6, "watch", "", "6 put k [2]", 6, final)}, "not told of"},
+		"a change that one of two watches missed": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(0, 1, "begin", "", "", 4, key("other")), op(1, 0, "write", "", "", 0),
+			op(3, 4, "watch", "", "5 put k [1]", 6), op(5, 6, "watch", "", "", 6, final, key("other"))}, "as another watch was"},
+		"a change told twice": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(3, 4, "watch", "", "5 put k [1],5 put k [1]", 6, final)}, "twice"},
+		"a change told again later": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(3, 4, "watch", "", "5 put k [1]", 5), op(5, 6, "watch", "", "5 put k [1]", 6, final)}, "twice"},
+		"changes told in another order": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(6)), op(3, 4, "watch", "", "6 put k [2],5 put k [1]", 6, final)}, "out of order"},
+		"a change that was not made": {check.Watches, []history.Op{
+			op(0, 1, "begin", "", "", 4), op(3, 4, "watch", "", "5 put k [1]", 6, final)}, "not done"},
+		"places in the log": {check.Indices, []history.Op{
+			op(0, 3, "write", "a", "", 1, at(5)), op(1, 2, "write", "b", "", 2, at(5)), op(4, 6, "write", "c", "", 3, at(8)), op(4, 7, "write", "d", "", 4, at(7))}, ""},
+		"a later change at an earlier place": {check.Indices, []history.Op{
+			op(0, 3, "write", "a", "", 1, at(5)), op(1, 2, "write", "b", "", 2, at(9)), op(4, 6, "write", "c", "", 3, at(8))}, "was called after"},
 		"answers of a sealed cluster": {check.Sealed, []history.Op{
 			op(0, 1, "seal", "", "", 0), op(2, 3, "read", "", "x", 1), op(9, 10, "unseal", "", "", 0)}, "while the cluster was sealed"},
 		"answers around a seal": {check.Sealed, []history.Op{

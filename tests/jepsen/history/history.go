@@ -47,6 +47,7 @@ type Op struct {
 	Expect  int    `json:"expect,omitempty"` // version of a compare-and-set; AnyVersion: whatever is there
 	Out     string `json:"out,omitempty"`
 	Version int    `json:"version,omitempty"`
+	Index   uint64 `json:"index,omitempty"` // of the log, as acknowledged
 	Final   bool   `json:"final,omitempty"` // made after the last fault was over
 }
 

@@ -107,7 +107,8 @@ func Bank() Workload {
 					put := func(i, amount int, v secret.Version) client.Operation {
 						return client.Operation{Op: "put", Path: account(i), Values: map[string]string{"v": strconv.Itoa(amount)}, ExpectedVersion: &v}
 					}
-					_, err = p.Client.Transact(ctx, put(from, a.amount-amount, a.version), put(to, b.amount+amount, b.version))
+					answer, err := p.Client.Transact(ctx, put(from, a.amount-amount, a.version), put(to, b.amount+amount, b.version))
+					op.Index = answer.Index
 					return err
 				})
 			}, func(ctx context.Context) { read(ctx, p) }, nil

@@ -50,18 +50,20 @@ func Grants() Workload {
 					last = policy(p)
 					switch p.Random.IntN(12) {
 					case 0:
-						p.do(ctx, history.Op{F: "grant", Key: last}, func(ctx context.Context, _ *history.Op) error {
-							_, err := p.Client.PutPolicy(ctx, client.Policy{Name: last, Permissions: []string{"read"}, Path: exact(path),
+						p.do(ctx, history.Op{F: "grant", Key: last}, func(ctx context.Context, op *history.Op) error {
+							answer, err := p.Client.PutPolicy(ctx, client.Policy{Name: last, Permissions: []string{"read"}, Path: exact(path),
 								SPIFFEID: exact("spiffe://" + harness.TrustDomain + app(last))})
+							op.Index = answer.Index
 							return err
 						})
 					case 1:
 						p.do(ctx, history.Op{F: "revoke", Key: last}, func(ctx context.Context, op *history.Op) error {
-							_, err := p.Client.DeletePolicy(ctx, last)
+							answer, err := p.Client.DeletePolicy(ctx, last)
 							if secret.CodeOf(err) == secret.CodeNotFound {
 								op.Out = "not found"
 								return nil
 							}
+							op.Index = answer.Index
 							return err
 						})
 					default:

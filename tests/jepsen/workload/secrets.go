@@ -44,7 +44,22 @@ func (p *Process) write(ctx context.Context, f, key, in, value string, expect in
 			op.Out = "conflict"
 			return nil
 		}
-		op.Version = int(answer.Version)
+		op.Version, op.Index = int(answer.Version), answer.Index
+		return err
+	})
+}
+
+// remove deletes the newest version of one.
+func (p *Process) remove(ctx context.Context, key string) {
+	p.do(ctx, history.Op{F: "delete", Key: key}, func(ctx context.Context, op *history.Op) error {
+		answer, err := p.Client.Delete(ctx, path(key))
+		if secret.CodeOf(err) == secret.CodeNotFound {
+			op.Out = "not found"
+			return nil
+		}
+		if op.Index = answer.Index; len(answer.Versions) > 0 { // else there was nothing to delete any more
+			op.Version = int(answer.Versions[0])
+		}
 		return err
 	})
 }
@@ -86,18 +101,12 @@ func Deletions() Workload {
 				case 0:
 					p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 				case 1, 2:
-					p.do(ctx, history.Op{F: "delete", Key: last}, func(ctx context.Context, op *history.Op) error {
-						_, err := p.Client.Delete(ctx, path(last))
-						if secret.CodeOf(err) == secret.CodeNotFound {
-							op.Out = "not found"
-							return nil
-						}
-						return err
-					})
+					p.remove(ctx, last)
 				case 3:
 					v := secret.Version(1 + p.Random.IntN(4))
-					p.do(ctx, history.Op{F: "undelete", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, _ *history.Op) error {
-						_, err := p.Client.Undelete(ctx, path(last), v)
+					p.do(ctx, history.Op{F: "undelete", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
+						answer, err := p.Client.Undelete(ctx, path(last), v)
+						op.Index = answer.Index
 						return err
 					})
 				default:

@@ -85,7 +85,9 @@ type Workload struct {
 }
 
 // All are the workloads.
-func All() []Workload { return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants()} }
+func All() []Workload {
+	return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants(), Watches()}
+}
 
 // epoch is a number that changes each second or so, so that no key has a long history.
 func epoch(r *history.Recorder, every time.Duration) int { return int(r.Now() / every) }
