@@ -57,6 +57,8 @@ type Child struct {
 	asked  State         // what its end will be, Died unless it was asked for
 	state  State
 	detail string
+
+	still sync.RWMutex // held by KillAnd; held for reading while the process is started
 }
 
 func (c *Child) Info() Info {
@@ -82,6 +84,8 @@ func (c *Child) Running() (pid int, start string, ok bool) {
 
 // Start starts the process.
 func (c *Child) Start() error {
+	c.still.RLock()
+	defer c.still.RUnlock()
 	c.mu.Lock()
 	cmd, err := c.launch()
 	c.mu.Unlock()
@@ -194,6 +198,21 @@ func (c *Child) Kill() error {
 	case <-time.After(StopPatience):
 		return fmt.Errorf("%s cannot be killed", c.Name)
 	}
+}
+
+// KillAnd ends the process, if it runs, and does something before anybody can
+// start it again; Start waits meanwhile.
+func (c *Child) KillAnd(do func() error) error {
+	c.still.Lock()
+	defer c.still.Unlock()
+	if _, _, runs := c.Running(); runs {
+		if err := c.Kill(); err != nil {
+			if _, _, runs := c.Running(); runs {
+				return err
+			}
+		}
+	}
+	return do()
 }
 
 // LastWords are the last lines of the log: what a process that ended said.

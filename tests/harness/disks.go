@@ -31,16 +31,15 @@ func (c *Cluster) PowerLoss(random *rand.Rand, peers ...int) error {
 	var wait sync.WaitGroup
 	failed := make([]error, len(peers))
 	for k, i := range peers {
+		var some *rand.Rand // of its own
+		if random != nil {
+			some = rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
+		}
 		wait.Go(func() {
-			if _, _, runs := c.peers[i].Running(); runs {
-				failed[k] = c.peers[i].Kill()
-			}
+			failed[k] = c.peers[i].KillAnd(func() error { return c.disks[i].LosePower(some) })
 		})
 	}
 	wait.Wait()
-	for _, i := range peers {
-		failed = append(failed, c.disks[i].LosePower(random))
-	}
 	return errors.Join(failed...)
 }
 

@@ -266,9 +266,11 @@ func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
 			cancel()
 		}
 		if harm.Bit != nil {
-			if err := harm.Bit(); err != nil {
+			limit, cancel := context.WithTimeout(ctx, recover)
+			if err := harm.Bit(limit); err != nil {
 				r.problems = append(r.problems, fmt.Sprintf("the fault at %s did not bite: %v", f.Begin.Round(time.Millisecond), err))
 			}
+			cancel()
 		}
 		healed := r.recorder.Now()
 		if err := r.recovered(ctx, healed); err != nil {

@@ -75,17 +75,12 @@ func (t *Target) damaged(ctx context.Context, files string) (Harm, error) {
 	if err := up(t.Peer(victim)); err != nil {
 		return undo, err
 	}
-	ended := func() bool { return t.Peer(victim).Info().State == process.Died }
-	if err := harness.Poll(ctx, func() error {
-		if ended() || t.Recorder.OKs(since)[victim] > 0 {
-			return nil
-		}
-		return fmt.Errorf("%s neither ends nor answers", harness.PeerName(victim))
-	}); err != nil {
+	refuses, err := t.refuses(ctx, victim, since)
+	if err != nil {
 		return harm, err
 	}
 	verdict := "it has what it had"
-	if ended() {
+	if refuses {
 		verdict = "it refused"
 		harm.Silenced = []int{victim}
 	}
@@ -99,6 +94,18 @@ func (t *Target) damaged(ctx context.Context, files string) (Harm, error) {
 		return nil
 	}
 	return harm, nil
+}
+
+// refuses waits until a peer that was started at a moment or later has ended of its own accord, or has answered.
+func (t *Target) refuses(ctx context.Context, peer int, since time.Duration) (ended bool, err error) {
+	err = harness.Poll(ctx, func() error {
+		ended = t.Peer(peer).Info().State == process.Died
+		if ended || t.Recorder.OKs(since)[peer] > 0 {
+			return nil
+		}
+		return fmt.Errorf("%s neither ends nor answers", harness.PeerName(peer))
+	})
+	return ended, err
 }
 
 // inspect says what a copy of Raft's files holds: opening them writes, and hides what was written last.
@@ -142,17 +149,19 @@ func damage(file string, random *rand.Rand) (how string, err error) {
 // cannot be continued is moved away.
 func (t *Target) mend(ctx context.Context, victim int, files string) error {
 	p := t.Peer(victim)
-	if _, _, runs := p.Running(); runs {
-		return nil
+	if _, _, runs := p.Running(); runs { // and another harm that was undone has just started it, perhaps
+		if refuses, err := t.refuses(ctx, victim, t.Recorder.Now()); err != nil || !refuses {
+			return err
+		}
 	}
 	if filepath.Dir(files) == "audit" {
 		away := filepath.Join(t.DataDir(victim), fmt.Sprintf("audit.damaged-%d", t.Recorder.Now()/time.Millisecond))
-		return errors.Join(os.Rename(filepath.Join(t.DataDir(victim), "audit"), away), up(p))
+		return errors.Join(p.KillAnd(func() error { return os.Rename(filepath.Join(t.DataDir(victim), "audit"), away) }), up(p))
 	}
 	if err := harness.Poll(ctx, func() error { return t.Operator.RemoveMember(ctx, harness.PeerName(victim)) }); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(filepath.Join(t.DataDir(victim), "raft")); err != nil {
+	if err := p.KillAnd(func() error { return os.RemoveAll(filepath.Join(t.DataDir(victim), "raft")) }); err != nil {
 		return err
 	}
 	return errors.Join(up(p), t.complete(ctx))

@@ -95,12 +95,15 @@ func (t *Target) suffering(fault faultfs.Fault, victims ...int) Harm {
 		t.Disk(i).Suffer(fault)
 	}
 	return Harm{What: fmt.Sprintf("%v: %v", fault, names(victims)), Running: t.peers(), Undo: func(context.Context) error {
-		var idle error
+		for _, i := range victims {
+			t.Disk(i).Suffer(faultfs.Fault{})
+		}
+		return nil
+	}, Bit: func(context.Context) (idle error) {
 		for k, i := range victims {
 			if t.Disk(i).Hit() == hits[k] {
 				idle = errors.Join(idle, fmt.Errorf("the disk of %s was not asked for anything that failed", harness.PeerName(i)))
 			}
-			t.Disk(i).Suffer(faultfs.Fault{})
 		}
 		return idle
 	}}

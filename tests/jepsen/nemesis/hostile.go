@@ -247,7 +247,7 @@ func hostile(ctx context.Context, t *Target) (Harm, error) {
 		end()
 		wait.Wait()
 		return source.Close()
-	}, Bit: func() error {
+	}, Bit: func(context.Context) error {
 		var failed error
 		for _, name := range want {
 			if o.done[name] < t.Peers() {

@@ -59,7 +59,7 @@ type Harm struct {
 	// invalid if one does. Running are those that have to answer meanwhile.
 	Silenced, Running []int
 	// Bit, if there is one, is asked after Undo whether the harm was done; if not the run is invalid.
-	Bit func() error
+	Bit func(context.Context) error
 	// Check, if there is one, is asked before Undo; what it says is a violation.
 	Check func(context.Context) error
 	// Undo ends the fault.
@@ -133,8 +133,24 @@ func overlap(a, b Nemesis) Nemesis {
 				done := make(chan error) // both at once: one may need the other to be over
 				go func() { done <- upper.undo(ctx) }()
 				return errors.Join(lower.undo(ctx), <-done)
+			}, Bit: func(ctx context.Context) error { // one may have kept the other from it
+				failed := lower.bit(ctx)
+				if failed != nil && err == nil {
+					if other := upper.bit(ctx); other != nil {
+						return errors.Join(failed, other)
+					}
+					return nil
+				}
+				return failed
 			}}, nil
 		}}
+}
+
+func (h Harm) bit(ctx context.Context) error {
+	if h.Bit == nil {
+		return nil
+	}
+	return h.Bit(ctx)
 }
 
 func (h Harm) undo(ctx context.Context) error {
@@ -191,7 +207,7 @@ func (t *Target) again(what string, least int64, attempt time.Duration, do func(
 			cancel()
 		}
 	})
-	return Harm{What: what, Bit: func() error {
+	return Harm{What: what, Bit: func(context.Context) error {
 		if n := done.Load(); n < least {
 			return fmt.Errorf("%s: only %d times", what, n)
 		}

@@ -24,8 +24,10 @@ func up(list ...*process.Child) (failed error) {
 	for _, p := range list {
 		if _, _, runs := p.Running(); runs {
 			failed = errors.Join(failed, p.Thaw())
-		} else {
-			failed = errors.Join(failed, p.Start())
+		} else if err := p.Start(); err != nil {
+			if _, _, runs := p.Running(); !runs { // else another harm's end was faster
+				failed = errors.Join(failed, err)
+			}
 		}
 	}
 	return failed

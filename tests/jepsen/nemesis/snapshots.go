@@ -23,8 +23,7 @@ func snapshots() []Nemesis {
 				return Harm{}, err
 			}
 			t.Links.Partition([]int{victim}, t.peers(victim))
-			return Harm{What: "cut off until it needs a snapshot: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(ctx context.Context) error {
-				t.Links.Heal()
+			return Harm{What: "cut off until it needs a snapshot: " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: t.heal, Bit: func(ctx context.Context) error {
 				return harness.Poll(ctx, func() error {
 					if n, err := t.installed(ctx, victim); err != nil || n <= before {
 						return fmt.Errorf("%s installed %d snapshots before, and %d now: %v", harness.PeerName(victim), before, n, err)
