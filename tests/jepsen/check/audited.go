@@ -15,14 +15,15 @@ import (
 
 // audited is how audit logs name what workloads do.
 var audited = map[string]string{"write": "secret.put", "append": "secret.put", "add": "secret.put", "put": "secret.put",
-	"delete": "secret.delete", "undelete": "secret.undelete", "grant": "policy.put", "revoke": "policy.delete"}
+	"delete": "secret.delete", "undelete": "secret.undelete", "destroy": "secret.destroy", "grant": "policy.put", "revoke": "policy.delete"}
 
 // Audited holds the changes that clients know of against the audit logs, each in a directory of its own, of all peers:
 //
 //   - each acknowledged change has an outcome on record, with its index, its kind and its version, of a secret of its
 //     own: one entry of the Raft log may make many changes, and several requests may have been made for one (a
 //     removal, which has no version, may find that another one at that index has been there before);
-//   - no request has more outcomes than were intended before, and one is intended for each thing it changes.
+//   - no outcome is on record without its intent before it, and none twice. That a client was told that nothing is known
+//     may follow what was done: the record of that, or what came after, was not durable.
 //
 // Whether the logs are whole is for audit.Verify. When some have been lost, complete is false, and no record is missed.
 func Audited(ops []history.Op, complete bool, dirs ...string) Result {
@@ -35,14 +36,17 @@ func Audited(ops []history.Op, complete bool, dirs ...string) Result {
 	made := map[recorded]map[string]bool{} // of which secrets, whose names are hashed
 	for _, dir := range dirs {
 		type request struct{ id, op string }
-		open := map[request]int{} // intended, without an outcome yet
+		intended, done := map[request]int{}, map[request]int{} // one for each thing that is changed
 		err := records(dir, func(a audit.Record) {
 			of := request{a.Request, a.Op}
 			switch a.Phase {
 			case audit.PhaseIntent:
-				open[of]++
+				intended[of]++
 			case audit.PhaseOutcome:
-				if open[of]--; open[of] < 0 {
+				if a.Result == "ok" {
+					done[of]++
+				}
+				if intended[of] == 0 || done[of] > intended[of] {
 					r.violate("%s: record %d is an outcome of request %s (%s) that was not intended before, or one more than was", dir, a.Seq, a.Request, a.Op)
 				}
 				if c := (recorded{a.Index, a.Op, a.Version}); a.Result == "ok" {

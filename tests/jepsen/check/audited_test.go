@@ -24,6 +24,7 @@ func TestAudited(t *testing.T) {
 		}
 		return r
 	}
+	unknown := func(r *audit.Record) { r.Result = "unknown" }
 	other := func(r *audit.Record) { r.Path = "hmac:b" }
 	one := []history.Op{op(0, 1, "write", "a", "", 1, at(5))}
 	two := []history.Op{op(0, 1, "write", "a", "", 1, at(5)), op(0, 1, "add", "b", "", 1, at(5), element)}
@@ -41,6 +42,7 @@ func TestAudited(t *testing.T) {
 		"one in a log that was lost":         {one, [][]audit.Record{{}}, "", true},
 		"another version":                    {one, [][]audit.Record{{intent("x"), outcome("x", 5, 2)}, {}}, "clients know of 1", false},
 		"another place":                      {one, [][]audit.Record{{intent("x"), outcome("x", 6, 1)}, {}}, "clients know of 1", false},
+		"an outcome, and one that was told":  {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1), outcome("x", 0, 0, unknown)}}, "", false},
 		"an outcome that was not intended":   {one, [][]audit.Record{{outcome("x", 5, 1)}, {intent("x")}}, "not intended", false},
 		"an outcome that is on record twice": {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1), outcome("x", 5, 1)}, {}}, "one more", false},
 	} {

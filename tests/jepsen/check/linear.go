@@ -65,8 +65,9 @@ type secretState struct {
 }
 
 type versionState struct {
-	value   string
-	deleted bool
+	value     string
+	deleted   bool
+	destroyed bool // deleted, for good
 }
 
 // maxVersions is how many a secret keeps.
@@ -104,13 +105,18 @@ func (s secretState) write(value string) secretState {
 	return s
 }
 
-func (s secretState) set(version int, deleted bool) secretState {
+// set changes a version, if there is one of that number.
+func (s secretState) set(version int, change func(*versionState)) secretState {
 	if i := version - s.first; version > 0 && i >= 0 && i < len(s.versions) {
 		s.versions = slices.Clone(s.versions)
-		s.versions[i].deleted = deleted
+		change(&s.versions[i])
 	}
 	return s
 }
+
+func remove(v *versionState)  { v.deleted = true }
+func restore(v *versionState) { v.deleted = v.destroyed }
+func destroy(v *versionState) { *v = versionState{deleted: true, destroyed: true} }
 
 var secretModel = porcupine.Model{
 	Init: func() any { return secretState{first: 1} },
@@ -136,13 +142,17 @@ var secretModel = porcupine.Model{
 			return unknown || op.Version == s.next(), s.write(op.In)
 		case "delete":
 			there := len(s.versions) > 0 // of one that has no current version nothing is deleted, and that succeeds
-			return unknown || there == (op.Out != "not found"), s.set(current, true)
-		case "undelete": // of version In; one that is not deleted fails
+			return unknown || there == (op.Out != "not found"), s.set(current, remove)
+		case "undelete": // of version In; one that is not deleted, or was destroyed, fails
 			var version int
 			_, _ = fmt.Sscan(op.In, &version)
 			i := version - s.first
-			possible := i >= 0 && i < len(s.versions) && s.versions[i].deleted
-			return possible || unknown, s.set(version, false)
+			possible := i >= 0 && i < len(s.versions) && s.versions[i].deleted && !s.versions[i].destroyed
+			return possible || unknown, s.set(version, restore)
+		case "destroy": // of version In, whether it is there or not
+			var version int
+			_, _ = fmt.Sscan(op.In, &version)
+			return len(s.versions) > 0 || unknown, s.set(version, destroy)
 		}
 		return false, s
 	},

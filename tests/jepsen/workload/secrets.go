@@ -90,14 +90,14 @@ func Registers() Workload {
 		}}
 }
 
-// Deletions writes, deletes, undeletes and reads.
+// Deletions writes, deletes, undeletes, destroys and reads.
 func Deletions() Workload {
 	return Workload{Name: "deletions", PerPeer: 2, Check: []check.Checker{check.Secrets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			last := ""
 			return func(ctx context.Context) {
 				last = fmt.Sprintf("deletions/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(2))
-				switch p.Random.IntN(8) {
+				switch p.Random.IntN(9) {
 				case 0:
 					p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 				case 1, 2:
@@ -106,6 +106,13 @@ func Deletions() Workload {
 					v := secret.Version(1 + p.Random.IntN(4))
 					p.do(ctx, history.Op{F: "undelete", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
 						answer, err := p.Client.Undelete(ctx, path(last), v)
+						op.Index = answer.Index
+						return err
+					})
+				case 4:
+					v := secret.Version(1 + p.Random.IntN(4))
+					p.do(ctx, history.Op{F: "destroy", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
+						answer, err := p.Client.Destroy(ctx, path(last), v)
 						op.Index = answer.Index
 						return err
 					})
