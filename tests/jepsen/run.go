@@ -57,10 +57,13 @@ const (
 	settle = 2 * time.Second
 	// least is how many operations each peer must have answered, each second of the run in which it could, for it to mean anything.
 	least = 5
+	// maxLogBytes is how large the file of a Raft log may get: four times what causes a snapshot.
+	maxLogBytes = 64 << 20
 )
 
 type run struct {
 	cell     Cell
+	nemesis  nemesis.Nemesis
 	dir      string // all that the processes write
 	target   *nemesis.Target
 	recorder *history.Recorder
@@ -87,7 +90,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if err != nil {
 		return nil, err
 	}
-	r := &run{cell: cell, dir: dir, silent: map[int]time.Duration{}}
+	r := &run{cell: cell, nemesis: nem, dir: dir, silent: map[int]time.Duration{}}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
 	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true, Namespaces: cell.Namespaces}
@@ -144,7 +147,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if err != nil {
 		return nil, err
 	}
-	r.attack(ctx, nem)
+	r.attack(ctx)
 	result := r.judge(ctx, loads)
 	keep = result.Verdict != report.Passed && cell.Defect == ""
 	return result, nil
@@ -225,7 +228,8 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 }
 
 // attack does harm until the run is long enough, one fault at a time.
-func (r *run) attack(ctx context.Context, nem nemesis.Nemesis) {
+func (r *run) attack(ctx context.Context) {
+	nem := r.nemesis
 	more := func() bool {
 		if nem.Faults > 0 {
 			return len(r.faults) < nem.Faults
@@ -385,6 +389,9 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		r.terms[1] = status.Term
 		applied = slices.MinFunc(status.Peers, func(a, b client.PeerStatus) int { return cmp.Compare(a.AppliedIndex, b.AppliedIndex) }).AppliedIndex
 	}
+	if most := r.nemesis.MaxTerms(len(r.faults)); r.terms[1] > r.terms[0]+most {
+		r.broken = append(r.broken, fmt.Sprintf("the term went from %d to %d in %d faults, by more than %d", r.terms[0], r.terms[1], len(r.faults), most))
+	}
 	r.audited(limit)
 	ops := r.recorder.Ops()
 	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, When: time.Now().UTC(),
@@ -441,6 +448,9 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		size := int64(-1) // there is none
 		if info, err := os.Stat(filepath.Join(r.target.DataDir(i), "raft", "log.db")); err == nil {
 			size = info.Size()
+		}
+		if size > maxLogBytes {
+			out.Violations = append(out.Violations, fmt.Sprintf("the log of %s has %d bytes, more than %d", harness.PeerName(i), size, maxLogBytes))
 		}
 		out.LogBytes = append(out.LogBytes, size)
 	}

@@ -61,8 +61,10 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "write", "a", "", 1), op(2, 3, "destroy", "1", "", 0), op(4, 5, "read", "", "a", 1)}, "no order"},
 		"a destroyed one that came back": {check.Secrets, []history.Op{
 			op(0, 1, "write", "a", "", 1), op(2, 3, "destroy", "1", "", 0), op(4, 5, "undelete", "1", "", 0)}, "no order"},
-		"what was destroyed, and its number used again": {check.Secrets, []history.Op{
-			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "read", "", "a", 1), op(8, 9, "write", "c", "", 2), op(10, 11, "read", "", "c", 2)}, ""},
+		"the number of a destroyed one used again": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "write", "c", "", 2)}, "no order"},
+		"a version above a destroyed one": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "read", "", "a", 1), op(8, 9, "write", "c", "", 3), op(10, 11, "read", "", "c", 3)}, ""},
 		"allowed after a revocation": {check.Grants, []history.Op{
 			op(0, 1, "grant", "", "", 0), op(2, 3, "revoke", "", "", 0), op(4, 5, "read", "", "allowed", 0)}, "no order"},
 		"denied after a grant": {check.Grants, []history.Op{

@@ -84,12 +84,18 @@ func (s secretState) current() (int, string) {
 }
 
 // next is the number of the next version: one above the current one, which may be that of a deleted one and takes its
-// place then; above all when none is current.
+// place then; above all when none is current, and always above what was destroyed.
 func (s secretState) next() int {
+	next := s.first + len(s.versions)
 	if current, _ := s.current(); current > 0 {
-		return current + 1
+		next = current + 1
 	}
-	return s.first + len(s.versions)
+	for i, v := range s.versions {
+		if v.destroyed {
+			next = max(next, s.first+i+1)
+		}
+	}
+	return next
 }
 
 func (s secretState) write(value string) secretState {

@@ -75,6 +75,8 @@ type Nemesis struct {
 	Hold time.Duration
 	// Faults is how many of them make a run, however long it takes; 0: its length decides.
 	Faults int
+	// Terms is by how many one fault may have the term grow at most; the default is 20.
+	Terms int
 	// Prepare, if there is one, asks for what the cluster must have to be harmed in this way.
 	Prepare func(*harness.Options)
 	// Privileged says that it takes root.
@@ -110,7 +112,7 @@ func Find(name string) (Nemesis, error) {
 // overlap does one harm on top of another, as far as that can be done: it may take a leader that is not there any more. Two
 // of them may well take the quorum away, so that nobody has to go on.
 func overlap(a, b Nemesis) Nemesis {
-	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Faults: min(a.Faults, b.Faults), Privileged: a.Privileged || b.Privileged,
+	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Faults: min(a.Faults, b.Faults), Terms: a.terms() + b.terms(), Privileged: a.Privileged || b.Privileged,
 		Prepare: func(o *harness.Options) {
 			for _, n := range []Nemesis{a, b} {
 				if n.Prepare != nil {
@@ -145,6 +147,16 @@ func overlap(a, b Nemesis) Nemesis {
 			}}, nil
 		}}
 }
+
+func (n Nemesis) terms() int {
+	if n.Terms == 0 {
+		return 20
+	}
+	return n.Terms
+}
+
+// MaxTerms is by how many the term may grow in so many faults; without any fault, too, by some, since machines are busy.
+func (n Nemesis) MaxTerms(faults int) uint64 { return uint64((faults + 1) * n.terms()) }
 
 func (h Harm) bit(ctx context.Context) error {
 	if h.Bit == nil {

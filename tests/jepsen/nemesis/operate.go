@@ -14,7 +14,7 @@ import (
 // operations are work of operators under load.
 func operations() []Nemesis {
 	return []Nemesis{
-		{Name: "transfer-storm", About: "leadership is handed around without a pause", Do: func(_ context.Context, t *Target) (Harm, error) {
+		{Name: "transfer-storm", About: "leadership is handed around without a pause", Terms: 400, Do: func(_ context.Context, t *Target) (Harm, error) {
 			order := t.Random.Perm(64)
 			return t.again("leadership is handed around", 3, 2*time.Second, func(ctx context.Context, i int) bool {
 				return t.Operator.TransferLeadership(ctx, harness.PeerName(order[i%len(order)]%t.Voters)) == nil
