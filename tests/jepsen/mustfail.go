@@ -16,7 +16,7 @@ import (
 )
 
 // order is what is said of answers that contradict one another.
-var order = regexp.MustCompile("linearizable|append-only")
+var order = regexp.MustCompile("linearizable|append-only|was not done")
 
 // catches says what brings a defect to light, and what the violation says of it.
 var catches = map[planted.Defect]struct {
@@ -28,7 +28,7 @@ var catches = map[planted.Defect]struct {
 	planted.VerifyLeader:      {"slow-clock-leader", order},
 	planted.HeartbeatFastPath: {inProcess, regexp.MustCompile("lets entries be forged")},
 	planted.CachedDecision:    {"none", regexp.MustCompile("grants and revocations")},
-	planted.NoWriteIDs:        {"transfer-storm", order},
+	planted.NoWriteIDs:        {"kill-leader", order},
 	planted.LostWrite:         {"none", order},
 	planted.KeysStay:          {"seal", regexp.MustCompile("while the cluster was sealed")},
 	planted.NoFsync:           {"power-loss-all", regexp.MustCompile("sets: ")},
@@ -38,7 +38,7 @@ var catches = map[planted.Defect]struct {
 const inProcess = "-forged"
 
 // tries is how often a defect may hide; which interleavings a run meets is chance.
-const tries = 4
+const tries = 8
 
 // mustFail runs builds with a defect, and fails unless each is caught for what it is.
 func mustFail(ctx context.Context, only []string, seed uint64, common Cell, binaries, out string) int {
