@@ -185,6 +185,50 @@ func TestTornLastLineIsCutOff(t *testing.T) {
 	}
 }
 
+// Of pages that were not durable a power loss may leave a later one alone.
+func TestHoleInTheTail(t *testing.T) {
+	t.Parallel()
+	for _, lost := range []int{4096, 128 << 10} { // bytes
+		dir := t.TempDir()
+		log := open(t, dir, 0)
+		fill(t, log, 5)
+		anchor, err := log.Anchor() // durable
+		if err != nil {
+			t.Fatal(err)
+		}
+		for log.Count() < 2000 {
+			fill(t, log, 100)
+		}
+		log.Close()
+		var rest []byte
+		edit(t, files(t, dir)[0], func(b []byte) []byte {
+			clear(b[8192 : 8192+lost])
+			rest = b[bytes.LastIndexByte(b[:8192], '\n')+1:]
+			return b
+		})
+		log = open(t, dir, 0)
+		kept := log.Count()
+		if kept <= anchor.Count || kept >= 1000 {
+			t.Errorf("of 2000 records there are %d", kept)
+		}
+		fill(t, log, 5)
+		if ok, err := log.Reconcile(anchor); err != nil || !ok {
+			t.Errorf("what was durable is said to be lost: %v", err)
+		}
+		log.Close()
+		if report := verify(t, dir, &anchor); len(report.Findings) != 0 || report.Count != kept+5 {
+			t.Errorf("%+v", report)
+		}
+		aside, err := filepath.Glob(filepath.Join(dir, "*.torn-at-*"))
+		if err != nil || len(aside) != 1 {
+			t.Fatal(aside, err)
+		}
+		if got, err := os.ReadFile(aside[0]); err != nil || !bytes.Equal(got, rest) {
+			t.Errorf("%d bytes were set aside, of %d: %v", len(got), len(rest), err)
+		}
+	}
+}
+
 // A crash, or a full disk, in the midst of a rotation leaves a file without a
 // whole record. It must not keep the peer from starting.
 func TestRotationCutShort(t *testing.T) {

@@ -13,7 +13,7 @@
 // written is an error, so that no answer leaves without it. A failed write is
 // retried by the next Append; after a failed fsync the log refuses everything
 // until the process is restarted, because the kernel may have dropped the
-// pages it could not write.
+// pages it could not write; Open writes the newest file anew.
 //
 // Decision: records are chained by hash rather than signed. A thief of the disk
 // who also controls the cluster's leader could rewrite both chain and anchor;

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -63,7 +64,8 @@ var ErrDamaged = errors.New("the audit log is damaged: run 'spikectl audit verif
 
 // Open continues the log in cfg.Dir, or begins one. A last line that a crash
 // left unfinished is cut off, and a last file without a whole line is removed:
-// they were never acknowledged.
+// they were never acknowledged. So are zeros, and what follows them, which is
+// kept beside the file: see scanLines.
 func Open(cfg Config) (*Log, error) {
 	if cfg.FileBytes <= 0 {
 		cfg.FileBytes = DefaultFileBytes
@@ -131,10 +133,45 @@ func (l *Log) reopen(path string, scan *scan) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(file.Truncate(scan.goodBytes), seekEnd(file)); err != nil {
+	if scan.hole {
+		err = setAside(file, scan.goodBytes)
+	}
+	if err == nil {
+		err = errors.Join(file.Truncate(scan.goodBytes), rewrite(file, scan.goodBytes), seekEnd(file))
+	}
+	if err != nil {
 		return errors.Join(err, file.Close())
 	}
 	l.file, l.written, l.size, l.at = file, scan.goodBytes, scan.goodBytes, scan.last
+	return nil
+}
+
+// setAside copies what is cut off behind a hole to a file of its own: if it was
+// not a power loss that made the hole, which Reconcile finds out, these are
+// records that somebody will want to see.
+func setAside(file *os.File, from int64) (err error) {
+	aside, err := os.OpenFile(fmt.Sprintf("%s.torn-at-%d", file.Name(), from), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(aside, io.NewSectionReader(file, from, 1<<62))
+	return errors.Join(err, aside.Sync(), aside.Close(), syncDir(filepath.Dir(file.Name())))
+}
+
+// rewrite writes over a file what is in it, so that the next fsync holds for all
+// of it: after an fsync that failed, in a process before this one, the kernel
+// shows pages that it has not written and will not write.
+func rewrite(file *os.File, size int64) error {
+	page := make([]byte, 1<<20)
+	for at := int64(0); at < size; at += int64(len(page)) {
+		page = page[:min(int64(len(page)), size-at)]
+		if _, err := file.ReadAt(page, at); err != nil {
+			return err
+		}
+		if _, err := file.WriteAt(page, at); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -198,6 +198,7 @@ type scan struct {
 	records     uint64
 	goodBytes   int64 // up to the last whole record
 	torn        bool  // an unfinished line follows
+	hole        bool  // more follows after it
 	from, to    time.Time
 	breakDetail string
 	findings    []Finding
@@ -214,13 +215,16 @@ func scanFile(path string) (*scan, error) {
 }
 
 // scanLines reads one file and checks the chain within it. An unfinished last
-// line, or zeros after the last one (as a power loss can leave), is torn. each,
-// when not nil, is called with the point that the chain is at after each record.
+// line is torn, and so is one with zeros, which no record has, with all that
+// follows: a power loss leaves them where a page that was not durable is not on
+// the disk, and a later one is. That excuses no more than a log that was cut off
+// there, which the anchor shows. each, when not nil, is called with the point
+// that the chain is at after each record.
 func scanLines(name string, from io.Reader, each func(Anchor)) (*scan, error) {
 	s := &scan{}
 	err := eachLine(from, func(n int, line []byte, whole bool) bool {
-		if !whole || len(bytes.Trim(line, "\x00")) == 0 {
-			s.torn = true
+		if !whole || bytes.IndexByte(line, 0) >= 0 {
+			s.torn, s.hole = true, whole
 			return false
 		}
 		var r Record
@@ -306,7 +310,7 @@ func eachLine(from io.Reader, visit func(n int, line []byte, whole bool) (more b
 			}
 			return nil
 		case errors.Is(err, bufio.ErrBufferFull):
-			visit(n, []byte("the line is too long"), true) // not a record
+			visit(n, line, true) // too long for a record
 			return nil
 		default:
 			return err

@@ -22,7 +22,7 @@ var rows = []row{
 		"partition-halves", "partition-bridge", "partition-ring", "partition-deaf-leader", "partition-mute-leader", "partition-flapping", "links-slow", "links-lossy"}},
 	{number: 2, what: "a leader frozen for longer and for less than a lease, and at its most awkward moments", nemeses: []string{"freeze-leader", "freeze-shortly", "freeze-follower", "freeze-awkward"}},
 	{number: 3, what: "an old leader heard by none goes on writing when it is back: entries forged, as in hashicorp/raft#695", nemeses: []string{"slow-clock-leader"}, tests: []string{"./tests/jepsen/forged TestFrozenLeader"}},
-	{number: 4, what: "power lost, with what was not synced: one peer, all peers at once, after an fsync that failed", nemeses: []string{"power-loss-one", "power-loss-all", "power-loss-torn", "fsync-fails"}},
+	{number: 4, what: "power lost, with what was not synced: one peer, all peers at once, after an fsync that failed", nemeses: []string{"power-loss-one", "power-loss-all", "power-loss-torn", "fsync-fails", "fsync-failed"}},
 	{number: 5, what: "SIGKILL: one, a majority, all, and at each step of the programs that matters", nemeses: []string{"kill-leader", "kill-one", "kill-majority", "kill-all", "failpoints"},
 		tests: []string{"./tests/e2e TestCrashesInRekey", "./tests/e2e TestCrashesInRotation"}},
 	{number: 6, what: "no room on a disk, and on every one; a disk that turns read-only", nemeses: []string{"disk-full-leader", "disk-full-follower", "disk-full-all", "disk-readonly"}},

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"time"
 
+	"github.com/spike-ha/spike-ha/cluster"
 	"github.com/spike-ha/spike-ha/tests/harness"
 	"github.com/spike-ha/spike-ha/tests/harness/faultfs"
 )
@@ -26,8 +28,12 @@ func disks() []Nemesis {
 		{Name: "disk-readonly", About: "a voter's disk turns read-only", Do: func(_ context.Context, t *Target) (Harm, error) {
 			return t.silencing(faultfs.Fault{ReadOnly: true}, t.voters()[0]), nil
 		}},
-		{Name: "disk-stall-leader", About: "the leader's disk hangs for less than what makes a peer give up", Hold: 8 * time.Second, Do: led(stalledLeader)},
-		{Name: "disk-hang-leader", About: "the leader's disk hangs for longer than that", Hold: 20 * time.Second, Do: led(stalledLeader)},
+		{Name: "disk-stall-leader", About: "the leader's disk hangs for less than what makes a peer give up", Hold: 8 * time.Second, Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
+			return t.deposing(faultfs.Fault{Stall: true}, leader), nil
+		})},
+		{Name: "disk-hang-leader", About: "the leader's disk hangs for longer than that", Hold: 20 * time.Second, Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
+			return t.deposing(faultfs.Fault{Stall: true}, leader), nil
+		})},
 		{Name: "disk-stall-follower", About: "a follower's disk hangs for half a minute; it catches up without a restart of the leader", Hold: 30 * time.Second, Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
 			pid, _, _ := t.Peer(leader).Running()
 			harm := t.silencing(faultfs.Fault{Stall: true}, t.voters(leader)[0])
@@ -48,11 +54,18 @@ func disks() []Nemesis {
 		{Name: "disk-slow-leader", About: "each fsync of the leader takes longer by up to 40 ms, and each write by up to 4", Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
 			return t.suffering(faultfs.Fault{Slow: t.slowness(40)}, leader), nil
 		})},
-		{Name: "fsync-fails", About: "each fsync of the leader fails; then the power does, since nothing else shows what was durable", Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
-			harm := t.silencing(faultfs.Fault{FailSync: true}, leader)
+		{Name: "fsync-fails", About: "each fsync of the leader fails; then the power does, since nothing else shows what was durable", Hold: 8 * time.Second, Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
+			harm := t.deposing(faultfs.Fault{FailSync: true}, leader)
 			harm.Undo = func(context.Context) error {
 				return errors.Join(t.PowerLoss(t.Random, leader), up(t.Peer(leader)))
 			}
+			return harm, nil
+		})},
+		{Name: "fsync-failed", About: "each fsync of the leader fails, and it is started again and goes on from what the kernel's cache says; then the power fails", Hold: 8 * time.Second, Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
+			harm := t.deposing(faultfs.Fault{FailSync: true}, leader)
+			undo, deposed := harm.Undo, harm.Check
+			harm.Check = func(ctx context.Context) error { return errors.Join(deposed(ctx), t.reliesOnCache(ctx, leader)) }
+			harm.Undo = func(ctx context.Context) error { return errors.Join(undo(ctx), up(t.Peer(leader))) }
 			return harm, nil
 		})},
 		{Name: "power-loss-one", About: "a voter loses its power, and some or all of what was not durable", Do: func(_ context.Context, t *Target) (Harm, error) {
@@ -80,6 +93,37 @@ func disks() []Nemesis {
 		list[i].Prepare = func(o *harness.Options) { o.Disks, o.Supervise = true, true }
 	}
 	return list
+}
+
+// reliesOnCache has a peer, whose disk failed, go on from what the kernel's cache says is on it, and then takes the cache away. What its log
+// had when it went on must be there. The peer stays down.
+func (t *Target) reliesOnCache(ctx context.Context, victim int) error {
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
+	p, raft := t.Peer(victim), filepath.Join(t.DataDir(victim), "raft")
+	var before cluster.Report
+	if err := p.KillAnd(func() (err error) {
+		t.Disk(victim).Suffer(faultfs.Fault{})
+		before, err = inspect(ctx, raft)
+		return err
+	}); err != nil {
+		return err
+	}
+	since := t.Recorder.Now()
+	if err := up(p); err != nil {
+		return err
+	}
+	if refuses, err := t.refuses(ctx, victim, since); err != nil || refuses {
+		return errors.Join(err, fmt.Errorf("%s ended: %t", harness.PeerName(victim), refuses))
+	}
+	if err := t.PowerLoss(nil, victim); err != nil {
+		return err
+	}
+	after, err := inspect(ctx, raft)
+	if err == nil && before.Newer(after) {
+		err = fmt.Errorf("%s had entry %d of term %d, and lost it with its power: its log ends at %d of term %d", harness.PeerName(victim), before.LastIndex, before.LastTerm, after.LastIndex, after.LastTerm)
+	}
+	return err
 }
 
 // slowness is between a quarter of most milliseconds and all.
@@ -123,9 +167,11 @@ func (t *Target) silencing(fault faultfs.Fault, victims ...int) Harm {
 // lets go, and three election timeouts.
 const takeover = 2*time.Second + 3*time.Second
 
-func stalledLeader(_ context.Context, t *Target, leader int) (Harm, error) {
+// deposing is silencing of a leader, which another one follows in time.
+func (t *Target) deposing(fault faultfs.Fault, leader int) Harm {
 	begin := t.Recorder.Now()
-	harm := t.silencing(faultfs.Fault{Stall: true}, leader)
+	harm := t.silencing(fault, leader)
+	harm.Running = nil
 	harm.Check = func(context.Context) error {
 		n := t.Recorder.OKs(begin + takeover)
 		for _, i := range t.peers(leader) {
@@ -135,7 +181,7 @@ func stalledLeader(_ context.Context, t *Target, leader int) (Harm, error) {
 		}
 		return nil
 	}
-	return harm, nil
+	return harm
 }
 
 func (t *Target) powerless(some *rand.Rand, victims ...int) (Harm, error) {
