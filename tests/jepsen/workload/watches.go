@@ -75,12 +75,18 @@ func (w *watching) hear(ctx context.Context, until uint64) {
 	})
 }
 
-// final hears all that there was, up to a change of its own.
+// final hears all that there was, up to a change of its own; where peers do not reach back so far any more, that change alone.
 func (w *watching) final(ctx context.Context) {
-	if w.watch == nil {
-		return
-	}
-	if last := w.write(ctx, "write", "watches/final", w.unique(), "", history.AnyVersion); last.Outcome == history.OK {
-		w.hear(ctx, last.Index)
+	for range 2 {
+		if w.watch == nil {
+			w.step(ctx)
+		}
+		last := w.write(ctx, "write", "watches/final", w.unique(), "", history.AnyVersion)
+		if w.watch == nil || last.Outcome != history.OK {
+			return
+		}
+		if w.hear(ctx, last.Index); w.watch != nil {
+			return
+		}
 	}
 }
