@@ -51,6 +51,7 @@ type Log struct {
 	writing, syncing coalescer
 	file             *os.File // owned by the running write; under writing's run lock
 	written          int64    // good bytes in file; owned like file
+	half             bool     // more than that may be there; owned like file
 }
 
 // chunk is a run of records that go to one file.
@@ -279,6 +280,14 @@ func (l *Log) write() error {
 }
 
 func (l *Log) writeChunk(c *chunk) error {
+	// Of a write that failed a part may be there: what came next would be chained
+	// to half a line.
+	if l.half {
+		if err := errors.Join(l.file.Truncate(l.written), seekEnd(l.file)); err != nil {
+			return err
+		}
+		l.half = false
+	}
 	if c.file != "" {
 		if l.file != nil {
 			if err := l.file.Sync(); err != nil {
@@ -300,11 +309,7 @@ func (l *Log) writeChunk(c *chunk) error {
 		l.file, l.written, c.file = next, 0, ""
 	}
 	if _, err := l.file.Write(c.bytes); err != nil {
-		// A part may have been written: go back to the last whole record. If that
-		// fails, what came next would be chained to half a line.
-		if undo := errors.Join(l.file.Truncate(l.written), seekEnd(l.file)); undo != nil {
-			return errors.Join(err, l.fail(undo))
-		}
+		l.half = true
 		return err
 	}
 	l.written += int64(len(c.bytes))

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"errors"
+	"os"
 	"testing"
 )
 
@@ -18,5 +19,43 @@ func TestNoFsyncCountsAfterAFailedOne(t *testing.T) {
 	l.fail(lost)
 	if err := l.sync(); !errors.Is(err, lost) {
 		t.Fatalf("an fsync after a failed one answered %v", err)
+	}
+}
+
+// A disk that takes nothing for a while, not even that half a record goes
+// away again, leaves a log that goes on when it is well.
+func TestWritesGoOnAfterAReadOnlySpell(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l, err := Open(Config{Dir: dir, Peer: "nexus-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.Append(Record{Op: "before"}, true); err != nil {
+		t.Fatal(err)
+	}
+	well := l.file
+	if l.file, err = os.Open(well.Name()); err != nil { // takes nothing
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := l.Append(Record{Op: "meanwhile"}, true); err == nil {
+			t.Fatal("a record that could not be written was acknowledged")
+		}
+	}
+	if l.Err() == nil {
+		t.Error("the log says that it is well")
+	}
+	if _, err := well.WriteString(`{"seq":`); err != nil { // half a record did get there
+		t.Fatal(err)
+	}
+	l.file.Close()
+	l.file = well
+	if err := l.Append(Record{Op: "after"}, true); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := Verify(dir, nil); err != nil || len(report.Findings) != 0 || report.Records != 6 || l.Err() != nil {
+		t.Errorf("%+v, %v, %v", report, err, l.Err())
 	}
 }

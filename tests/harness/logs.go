@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -98,6 +99,7 @@ func readLog(file string) (entries map[uint64]entryOf, err error) {
 	if err := os.WriteFile(file, raw, 0o600); err != nil {
 		return nil, err
 	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a page may be looked for behind the end of the file
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("damaged: %v", p)

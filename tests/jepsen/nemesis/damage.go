@@ -27,6 +27,7 @@ func damages() (list []Nemesis) {
 		list = append(list, Nemesis{Name: "damage-" + kind.name, About: "bits flipped in " + kind.what + ", or its end cut off, while a voter is dead",
 			Prepare: func(o *harness.Options) {
 				o.Args = append(o.Args, "--snapshot-bytes", "32768", "--audit-file-bytes", "262144") // so that there are some
+				o.Supervise = true                                                                   // a peer that is sent a snapshot of before ends, and goes on after a restart
 			},
 			Do: func(ctx context.Context, t *Target) (Harm, error) { return t.damaged(ctx, kind.files) }})
 	}

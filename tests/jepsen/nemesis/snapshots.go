@@ -14,7 +14,10 @@ import (
 // snapshots are taken every second or so, while a peer is cut off until only a snapshot can bring it up again. The old leader has
 // entries that nobody else has: what it is sent goes on top of another past.
 func snapshots() []Nemesis {
-	often := func(o *harness.Options) { o.Args = append(o.Args, "--snapshot-bytes", "65536") }
+	often := func(o *harness.Options) {
+		o.Args = append(o.Args, "--snapshot-bytes", "65536")
+		o.Supervise = true // a peer that is sent a snapshot of before ends, and goes on after a restart
+	}
 	cut := func(who func(t *Target, leader int) int) func(context.Context, *Target) (Harm, error) {
 		return led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			victim := who(t, leader)
