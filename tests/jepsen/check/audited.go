@@ -2,6 +2,7 @@ package check
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func Audited(ops []history.Op, complete bool, dirs ...string) Result {
 					if made[c] == nil {
 						made[c] = map[string]bool{}
 					}
-					made[c][a.Path] = true
+					made[c][cmp.Or(a.Path, "of request "+a.Request)] = true // a sealed peer cannot hash names
 				}
 			}
 		})

@@ -25,6 +25,7 @@ func TestAudited(t *testing.T) {
 		return r
 	}
 	unknown := func(r *audit.Record) { r.Result = "unknown" }
+	unnamed := func(r *audit.Record) { r.Path = "" }
 	other := func(r *audit.Record) { r.Path = "hmac:b" }
 	one := []history.Op{op(0, 1, "write", "a", "", 1, at(5))}
 	two := []history.Op{op(0, 1, "write", "a", "", 1, at(5)), op(0, 1, "add", "b", "", 1, at(5), element)}
@@ -34,17 +35,18 @@ func TestAudited(t *testing.T) {
 		finds string
 		lost  bool // some of the logs
 	}{
-		"one change":                         {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "", false},
-		"one change, asked for twice":        {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 5, 1)}}, "", false},
-		"two changes in one entry":           {two, [][]audit.Record{{intent("x"), outcome("x", 5, 1), intent("y"), outcome("y", 5, 1, other)}, {}}, "", false},
-		"a change that is not on record":     {one, [][]audit.Record{{intent("x")}, {}}, "clients know of 1", false},
-		"one of two that is not":             {two, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "clients know of 2", false},
-		"one in a log that was lost":         {one, [][]audit.Record{{}}, "", true},
-		"another version":                    {one, [][]audit.Record{{intent("x"), outcome("x", 5, 2)}, {}}, "clients know of 1", false},
-		"another place":                      {one, [][]audit.Record{{intent("x"), outcome("x", 6, 1)}, {}}, "clients know of 1", false},
-		"an outcome, and one that was told":  {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1), outcome("x", 0, 0, unknown)}}, "", false},
-		"an outcome that was not intended":   {one, [][]audit.Record{{outcome("x", 5, 1)}, {intent("x")}}, "not intended", false},
-		"an outcome that is on record twice": {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1), outcome("x", 5, 1)}, {}}, "one more", false},
+		"one change":                            {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "", false},
+		"one change, asked for twice":           {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 5, 1)}}, "", false},
+		"two changes in one entry":              {two, [][]audit.Record{{intent("x"), outcome("x", 5, 1), intent("y"), outcome("y", 5, 1, other)}, {}}, "", false},
+		"two changes recorded by a sealed peer": {two, [][]audit.Record{{intent("x"), intent("y"), outcome("x", 5, 1, unnamed), outcome("y", 5, 1, unnamed)}, {}}, "", false},
+		"a change that is not on record":        {one, [][]audit.Record{{intent("x")}, {}}, "clients know of 1", false},
+		"one of two that is not":                {two, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "clients know of 2", false},
+		"one in a log that was lost":            {one, [][]audit.Record{{}}, "", true},
+		"another version":                       {one, [][]audit.Record{{intent("x"), outcome("x", 5, 2)}, {}}, "clients know of 1", false},
+		"another place":                         {one, [][]audit.Record{{intent("x"), outcome("x", 6, 1)}, {}}, "clients know of 1", false},
+		"an outcome, and one that was told":     {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1), outcome("x", 0, 0, unknown)}}, "", false},
+		"an outcome that was not intended":      {one, [][]audit.Record{{outcome("x", 5, 1)}, {intent("x")}}, "not intended", false},
+		"an outcome that is on record twice":    {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1), outcome("x", 5, 1)}, {}}, "one more", false},
 	} {
 		var dirs []string
 		for _, log := range c.logs {
