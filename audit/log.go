@@ -46,6 +46,7 @@ type Log struct {
 	failed   error      // an fsync failed, or the log is closed: for good
 	stalled  error      // the last write failed; nil again once one succeeds
 
+	lost     chan struct{} // closed when an fsync has failed
 	failures atomic.Uint64 // of Append
 
 	writing, syncing coalescer
@@ -63,6 +64,10 @@ type chunk struct {
 // ErrDamaged says that existing files do not form a chain that can be continued.
 var ErrDamaged = errors.New("the audit log is damaged: run 'spikectl audit verify', then move the directory away to begin a new chain")
 
+// ErrNotDurable says that an fsync has failed: the log takes nothing any more
+// until it is opened anew.
+var ErrNotDurable = errors.New("the audit log could not be made durable, restart the peer")
+
 // Open continues the log in cfg.Dir, or begins one. A last line that a crash
 // left unfinished is cut off, and a last file without a whole line is removed:
 // they were never acknowledged. So are zeros, and what follows them, which is
@@ -77,7 +82,7 @@ func Open(cfg Config) (*Log, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	l := &Log{cfg: cfg, due: make(chan struct{}, 1)}
+	l := &Log{cfg: cfg, due: make(chan struct{}, 1), lost: make(chan struct{})}
 	if err := l.resume(); err != nil {
 		return nil, err
 	}
@@ -336,7 +341,8 @@ func (l *Log) fail(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.failed == nil {
-		l.failed = fmt.Errorf("the audit log could not be made durable, restart the peer: %w", err)
+		l.failed = fmt.Errorf("%w: %w", ErrNotDurable, err)
+		close(l.lost)
 	}
 	return l.failed
 }
@@ -375,6 +381,10 @@ func (l *Log) Err() error {
 	}
 	return l.stalled
 }
+
+// Lost is closed when the log takes no records any more for good, with
+// ErrNotDurable, and was not closed.
+func (l *Log) Lost() <-chan struct{} { return l.lost }
 
 // Reconcile compares the log with the anchor that the cluster holds for it.
 // When the log does not contain that point it was cut, exchanged or lost: a new

@@ -63,6 +63,7 @@ type Node struct {
 
 	wake       chan struct{}             // pokes the unseal loop
 	up         chan struct{}             // closed when Start has come to its end
+	done       chan struct{}             // closed when the peer cannot go on, or has stopped
 	drained    atomic.Pointer[time.Time] // since when this peer is being drained; nil: it is not
 	current    atomic.Bool               // a majority told this peer, since it started, how things stand
 	sealMu     sync.Mutex                // held while an operator seals or unseals this peer
@@ -101,7 +102,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), up: make(chan struct{}), looks: keeperLooks{contact: make(map[string]time.Time)}, collector: seal.NewCollector()}
+	n := &Node{cfg: cfg, log: log, now: time.Now, wake: make(chan struct{}, 1), up: make(chan struct{}), done: make(chan struct{}), looks: keeperLooks{contact: make(map[string]time.Time)}, collector: seal.NewCollector()}
 	if cfg.Now != nil {
 		n.now = cfg.Now
 	}
@@ -156,6 +157,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err erro
 	for _, loop := range []func(){n.leading, n.unsealing, n.refilling, n.anchoring, n.handing, n.leveling, n.rotating, n.tidying, n.draining, n.watching, n.shipping, n.auditShipping, n.caring} {
 		n.loops.Go(loop)
 	}
+	go n.ending() // until the cluster is shut down
 	close(n.up)
 	log.Info("the peer listens", "id", cfg.ID, "api", n.apiAddress, "peer", cfg.PeerListen, "version", Version)
 	return n, nil
@@ -239,10 +241,30 @@ func (n *Node) serve() error {
 func (n *Node) Addresses() (api, metrics string) { return n.apiAddress, n.metricsAddress }
 
 // Done is closed when the peer cannot go on; Err says why.
-func (n *Node) Done() <-chan struct{} { return n.cluster.Done() }
+func (n *Node) Done() <-chan struct{} { return n.done }
 
 // Err is why the peer cannot go on.
-func (n *Node) Err() error { return n.cluster.Err() }
+func (n *Node) Err() error {
+	if err := n.cluster.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-n.audit.Lost():
+		return n.audit.Err()
+	default:
+		return nil
+	}
+}
+
+// ending closes done. A peer whose audit log takes nothing any more could do
+// nothing but vote, and lead without an answer.
+func (n *Node) ending() {
+	select {
+	case <-n.cluster.Done():
+	case <-n.audit.Lost():
+	}
+	close(n.done)
+}
 
 // Stop ends the peer in an order that keeps each promise: first the API, so
 // that no new request begins and those under way are answered; then the loops,

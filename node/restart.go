@@ -24,7 +24,7 @@ func ExitStatus(err error) int {
 	if err == nil {
 		return 0
 	}
-	for _, again := range []error{cluster.ErrNoProgress, cluster.ErrDiskHangs} {
+	for _, again := range []error{cluster.ErrNoProgress, cluster.ErrDiskHangs, audit.ErrNotDurable} {
 		if errors.Is(err, again) {
 			return ExitRestart
 		}

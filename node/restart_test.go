@@ -33,6 +33,7 @@ func TestExitStatus(t *testing.T) {
 		{cluster.ErrForeignData, node.ExitData, false},
 		{cluster.ErrSuperseded, node.ExitData, false},
 		{audit.ErrDamaged, node.ExitData, false},
+		{fmt.Errorf("%w: EIO", audit.ErrNotDurable), node.ExitRestart, false},
 		{&fsm.ErrUnknownLevel{}, node.ExitData, false},
 	} {
 		err := tc.err
