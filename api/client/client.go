@@ -400,7 +400,12 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 		case secret.CodeUnknown:
 			maybe = maybe || changes
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded:
+		case secret.CodeConflict, secret.CodeNotFound: // which a peer says only when no earlier attempt was made
+			return maybe, err
 		default:
+			if maybe && writeID != "" { // that this attempt was refused says nothing of the one before it
+				return true, outcomeUnknown(err)
+			}
 			return maybe, err
 		}
 		if !errors.Is(ctx.Err(), context.Canceled) { // the next call, if there is no time for another try, does not begin with a peer that does not serve
@@ -409,11 +414,15 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 		if !pause(ctx, try, len(c.peers)) {
 			err = cmp.Or(told, met, err)
 			if maybe {
-				return true, &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: err}
+				return true, outcomeUnknown(err)
 			}
 			return false, unavailable(err)
 		}
 	}
+}
+
+func outcomeUnknown(cause error) error {
+	return &secret.Error{Code: secret.CodeUnknown, Message: "the outcome is unknown: the change may or may not have been made; read before writing again", Cause: cause}
 }
 
 // briefest is the least time that a peer has for an answer, if the caller has it:

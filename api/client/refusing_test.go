@@ -9,7 +9,43 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
+	"github.com/spike-ha/spike-ha/secret"
 )
+
+// A change of which an attempt was lost may have been made, even if the caller is refused when it is tried again: its SVID
+// has ended meanwhile, or a policy has changed.
+func TestARefusalSaysNothingOfAnEarlierAttempt(t *testing.T) {
+	t.Parallel()
+	for again, want := range map[secret.Code]secret.Code{secret.CodeDenied: secret.CodeUnknown, secret.CodeInvalid: secret.CodeUnknown, secret.CodeConflict: secret.CodeConflict} {
+		for _, lost := range []bool{false, true} {
+			var asked atomic.Int32
+			server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set(client.HeaderIndex, "7")
+				if r.URL.Path != client.RouteSecretPut {
+					_, _ = w.Write([]byte(`{}`))
+					return
+				}
+				if asked.Add(1) == 1 && lost {
+					panic(http.ErrAbortHandler)
+				}
+				fail(w, http.StatusForbidden, again)
+			}))
+			defer server.Close()
+			cl, err := client.New(client.Config{Addresses: []string{server.URL}, TLS: server.Client().Transport.(*http.Transport).TLSClientConfig})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cl.Close()
+			expect := want
+			if !lost {
+				expect = again
+			}
+			if _, err := cl.Put(t.Context(), "a/b", map[string]string{"v": "x"}, nil); secret.CodeOf(err) != expect {
+				t.Errorf("%s, an attempt lost before it %t: %v, want %s", again, lost, err, expect)
+			}
+		}
+	}
+}
 
 // A peer that answers, and says that it cannot serve, as one that hears nobody does: a call that has no time for another
 // try fails with it, and the next one does not begin there again.
