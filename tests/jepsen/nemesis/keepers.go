@@ -114,7 +114,14 @@ func keepers() []Nemesis {
 			if err := down(peers...); err != nil {
 				return Harm{}, err
 			}
-			undo := func(context.Context) error { return up(peers...) }
+			undo := func(ctx context.Context) error { // a second one with a wrong share would be one too many
+				return errors.Join(up(peers...), harness.Poll(ctx, func() error {
+					if k, err := t.Operator.VerifyKeepers(ctx); err != nil || k.Good < t.Keepers() {
+						return fmt.Errorf("of %d Keepers %d are good: %v", t.Keepers(), k.Good, err)
+					}
+					return nil
+				}))
+			}
 			slots, err := liar.Holds(ctx)
 			if err != nil || len(slots) == 0 {
 				return Harm{Undo: undo}, fmt.Errorf("%s holds %d shares: %v", harness.KeeperName(which), len(slots), err)
