@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spike-ha/spike-ha/internal/planted"
 	"github.com/spike-ha/spike-ha/tests/jepsen/report"
@@ -22,16 +23,17 @@ var order = regexp.MustCompile("linearizable|append-only|was not done")
 var catches = map[planted.Defect]struct {
 	nemesis string
 	says    *regexp.Regexp
+	attempt time.Duration // of the cell
 }{
-	planted.ReadWithoutRound:  {"partition-leader-learner", order},
-	planted.LeaderUnasked:     {"freeze-leader", order},
-	planted.VerifyLeader:      {"slow-clock-leader", order},
-	planted.HeartbeatFastPath: {inProcess, regexp.MustCompile("lets entries be forged")},
-	planted.CachedDecision:    {"none", regexp.MustCompile("grants and revocations")},
-	planted.NoWriteIDs:        {"kill-leader", order},
-	planted.LostWrite:         {"none", order},
-	planted.KeysStay:          {"seal", regexp.MustCompile("while the cluster was sealed")},
-	planted.NoFsync:           {"power-loss-all", regexp.MustCompile("sets: ")},
+	planted.ReadWithoutRound:  {"partition-leader-learner", order, 0},
+	planted.LeaderUnasked:     {"freeze-leader", order, 0},
+	planted.VerifyLeader:      {"slow-clock-leader", order, 0},
+	planted.HeartbeatFastPath: {inProcess, regexp.MustCompile("lets entries be forged"), 0},
+	planted.CachedDecision:    {"none", regexp.MustCompile("grants and revocations"), 0},
+	planted.NoWriteIDs:        {"kill-leader", order, 5 * time.Second}, // enough for another try once there is another leader
+	planted.LostWrite:         {"none", order, 0},
+	planted.KeysStay:          {"seal", regexp.MustCompile("while the cluster was sealed"), 0},
+	planted.NoFsync:           {"power-loss-all", regexp.MustCompile("sets: "), 0},
 }
 
 // inProcess stands for package forged, which attacks the product's transport without a cluster of processes.
@@ -62,7 +64,7 @@ func mustFail(ctx context.Context, only []string, seed uint64, common Cell, bina
 		}
 		for try := range tries {
 			cell := common
-			cell.Nemesis, cell.Seed, cell.Defect = catches[d].nemesis, seed+uint64(i*tries+try), d
+			cell.Nemesis, cell.Seed, cell.Defect, cell.Attempt = catches[d].nemesis, seed+uint64(i*tries+try), d, catches[d].attempt
 			r, err := execute(ctx, cell, binaries, filepath.Join(out, "must-fail"))
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "%s: %v\n", d, err)

@@ -35,6 +35,7 @@ type Cell struct {
 	Keepers   int
 	// Namespaces gives each process a network of its own, instead of a proxy to the others.
 	Namespaces bool
+	Attempt    time.Duration  // bounds one operation; 0: what is usual
 	Defect     planted.Defect // that the programs have on purpose; "" for none
 }
 
@@ -203,7 +204,7 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 				if err != nil {
 					return nil, err
 				}
-				p := &workload.Process{ID: id, Peer: peer, Client: cl, Random: rand.New(rand.NewPCG(r.cell.Seed, uint64(id))), Recorder: r.recorder, Workload: w.Name}
+				p := &workload.Process{ID: id, Peer: peer, Client: cl, Random: rand.New(rand.NewPCG(r.cell.Seed, uint64(id))), Recorder: r.recorder, Workload: w.Name, Attempt: r.cell.Attempt}
 				step, final, err := w.New(p, clients)
 				if err != nil {
 					return nil, err

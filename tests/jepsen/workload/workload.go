@@ -4,6 +4,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -25,12 +26,13 @@ type Process struct {
 	Random   *rand.Rand
 	Recorder *history.Recorder
 	Workload string
-	Final    bool // reads after the last fault is over
+	Attempt  time.Duration // bounds one operation; 0: what is usual
+	Final    bool          // reads after the last fault is over
 	count    int
 }
 
 const (
-	// attempt bounds one operation.
+	// attempt bounds one operation, where nothing else is said.
 	attempt = 1500 * time.Millisecond
 	// breath is the pause after one of unknown outcome: each doubles what a checker has to try, so there are few of them
 	// while nobody answers.
@@ -40,7 +42,7 @@ const (
 // do makes and records an operation.
 func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context, *history.Op) error) history.Op {
 	op.Workload, op.Process, op.Peer, op.Final = p.Workload, p.ID, p.Peer, p.Final
-	limit := attempt
+	limit := cmp.Or(p.Attempt, attempt)
 	if p.Final {
 		limit = 20 * time.Second
 	}
