@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spike-ha/spike-ha/cluster"
@@ -38,7 +39,9 @@ func (t *Target) damaged(ctx context.Context, files string) (Harm, error) {
 	victim := t.voters()[0]
 	there := func() (found []string, err error) {
 		err = harness.Poll(ctx, func() error {
-			if found, err = filepath.Glob(filepath.Join(t.DataDir(victim), files)); err == nil && len(found) == 0 {
+			found, err = filepath.Glob(filepath.Join(t.DataDir(victim), files))
+			found = slices.DeleteFunc(found, unfinished)
+			if err == nil && len(found) == 0 {
 				err = fmt.Errorf("%s has no %s", harness.PeerName(victim), files)
 			}
 			return err
@@ -96,6 +99,9 @@ func (t *Target) damaged(ctx context.Context, files string) (Harm, error) {
 	}
 	return harm, nil
 }
+
+// unfinished files are those of a snapshot that was being written: they may be empty, and no peer reads them.
+func unfinished(file string) bool { return filepath.Ext(filepath.Dir(file)) == ".tmp" }
 
 // refuses waits until a peer that was started at a moment or later has ended of its own accord, or has answered.
 func (t *Target) refuses(ctx context.Context, peer int, since time.Duration) (ended bool, err error) {
