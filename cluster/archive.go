@@ -122,7 +122,7 @@ func Seed(ctx context.Context, s Seeding) error {
 }
 
 func (s Seeding) write(ctx context.Context, dir string) error {
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, 2, raftLogger(s.Logger))
+	snapshots, err := openSnapshots(dir, raftLogger(s.Logger))
 	if err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (s Seeding) write(ctx context.Context, dir string) error {
 		return err
 	}
 	// Else the first leader would begin a term lower than that of what it has.
-	err = log.bolt.SetUint64([]byte("CurrentTerm"), s.Term)
+	err = log.stable.SetUint64(keyTerm, s.Term)
 	if err = errors.Join(err, log.bolt.Close()); err != nil {
 		return err
 	}

@@ -169,7 +169,7 @@ func (n *Node) seed(s Seeding) error {
 		return err
 	}
 	// Else the first leader would begin a term lower than that of what it has.
-	return n.store.bolt.SetUint64([]byte("CurrentTerm"), s.Term)
+	return n.store.stable.SetUint64(keyTerm, s.Term)
 }
 
 // dropSeed removes the snapshots that an attempt has left which was cut short: no marker speaks of them.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -24,6 +25,9 @@ func TestDamagedLogFile(t *testing.T) {
 	for i := range uint64(entries) {
 		must(t, store.StoreLog(&raft.Log{Index: i + 1, Term: 1, Type: raft.LogCommand, Data: fmt.Appendf(nil, "command-%d-%0200d", i, i)}))
 	}
+	must(t, store.stable.SetUint64(keyTerm, 7))
+	must(t, store.stable.SetUint64(keyVoteTerm, 6))
+	must(t, store.stable.Set(keyVote, []byte("n1")))
 	must(t, store.bolt.Close())
 	good, err := os.ReadFile(filepath.Join(dir, logFile))
 	must(t, err)
@@ -32,7 +36,19 @@ func TestDamagedLogFile(t *testing.T) {
 	for range 400 {
 		damaged := append([]byte(nil), good...)
 		what := ""
-		switch random.IntN(4) {
+		switch random.IntN(7) {
+		case 6: // in names or values of term and vote
+			at := bytes.Index(damaged, stableKeys[random.IntN(3)]) + random.IntN(60)
+			damaged[at] ^= 1 << random.IntN(8)
+			what = fmt.Sprintf(" term or vote %d", at)
+		case 5: // how many elements a page has
+			at := random.IntN(len(damaged)/os.Getpagesize())*os.Getpagesize() + 10
+			damaged[at] ^= 1 << random.IntN(8)
+			what = fmt.Sprintf(" count %d", at)
+		case 4: // in the head of a page, or in its table of elements
+			at := random.IntN(len(damaged)/os.Getpagesize())*os.Getpagesize() + random.IntN(200)
+			damaged[at] ^= 1 << random.IntN(8)
+			what = fmt.Sprintf(" page %d", at)
 		case 3: // in a head: bbolt would go back to the other one, which does not know of what was written last
 			at := random.IntN(2)*os.Getpagesize() + pageHead + random.IntN(64)
 			damaged[at] ^= byte(1 + random.IntN(255))
@@ -91,5 +107,6 @@ func readsBack(t *testing.T, dir string, entries uint64, what string) bool {
 	if last != entries {
 		t.Errorf("%s: verified, but it ends at %d", what, last)
 	}
+	expectTermAndVote(t, store.stable, 7, 6, "n1")
 	return true
 }

@@ -150,8 +150,8 @@ func (n *Node) refusal(s standing, at string) error {
 // bootJoined makes the first term of a peer that joins durable: from here on
 // its log file counts as data, and its loss is noticed.
 func (n *Node) bootJoined(m *peerpb.Marker) error {
-	if term, err := n.store.bolt.GetUint64([]byte("CurrentTerm")); err != nil || term == 0 {
-		if err := n.store.bolt.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+	if term, err := n.store.stable.GetUint64(keyTerm); err != nil || term == 0 {
+		if err := n.store.stable.SetUint64(keyTerm, 1); err != nil {
 			return fmt.Errorf("join: %w", err)
 		}
 	}

@@ -43,7 +43,7 @@ type Node struct {
 	cache     *raft.LogCache
 	running   atomic.Bool // run has begun
 	live      atomic.Bool // Raft's goroutines run: see raftLog
-	snapshots *raft.FileSnapshotStore
+	snapshots *checkedSnapshots
 
 	raft     atomic.Pointer[raft.Raft] // nil until the cluster has formed
 	raftGone chan struct{}             // closed when Raft answers nothing any more
@@ -107,8 +107,8 @@ func (n *Node) dialTimeout() time.Duration {
 // openData opens log and snapshots and checks all of them.
 func (n *Node) openData(ctx context.Context) error {
 	var err error
-	if n.snapshots, err = raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, 2, raftLogger(n.log)); err != nil {
-		return fmt.Errorf("open the snapshots: %w", err)
+	if n.snapshots, err = openSnapshots(n.cfg.Dir, raftLogger(n.log)); err != nil {
+		return err
 	}
 	newest, newestTerm, err := n.checkSnapshots()
 	if err != nil {
@@ -127,7 +127,7 @@ func (n *Node) openData(ctx context.Context) error {
 	if n.cache, err = raft.NewLogCache(logCacheSize, n.store); err != nil {
 		return err
 	}
-	has, err := raft.HasExistingState(n.store, n.store.bolt, n.snapshots)
+	has, err := raft.HasExistingState(n.store, n.store.stable, n.snapshots)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (n *Node) openData(ctx context.Context) error {
 	case phase >= peerpb.Phase_PHASE_STARTED:
 		// Snapshots count as state for the library, but term and vote are in the log
 		// file alone; a peer that ever ran has a term.
-		if term, err := n.store.bolt.GetUint64([]byte("CurrentTerm")); !has || err != nil || term == 0 {
+		if term, err := n.store.stable.GetUint64(keyTerm); !has || err != nil || term == 0 {
 			return fmt.Errorf("%w (%s)", ErrLostData, n.cfg.Dir)
 		}
 	}
@@ -152,30 +152,20 @@ func (n *Node) checkSnapshots() (index, term uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	found := 0
 	for _, e := range entries {
-		switch {
-		case e.IsDir() && strings.HasSuffix(e.Name(), ".tmp"): // cut short by a crash
+		if e.IsDir() && strings.HasSuffix(e.Name(), unfinished) { // cut short by a crash
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 				return 0, 0, err
 			}
-		case e.IsDir():
-			found++
 		}
 	}
 	list, err := n.snapshots.List()
-	if err != nil {
+	if err != nil || len(list) == 0 {
 		return 0, 0, err
-	}
-	if len(list) < min(found, 2) {
-		return 0, 0, fmt.Errorf("%w: %s: unreadable metadata", ErrCorruptSnapshot, dir)
-	}
-	if len(list) == 0 {
-		return 0, 0, nil
 	}
 	meta, rc, err := n.snapshots.Open(list[0].ID)
 	if err != nil {
-		return 0, 0, fmt.Errorf("%w: %s: %v", ErrCorruptSnapshot, filepath.Join(dir, list[0].ID), err)
+		return 0, 0, err
 	}
 	defer func() { _ = rc.Close() }()
 	if _, _, err := readSnapshotHead(rc); err != nil {
@@ -304,7 +294,7 @@ func (n *Node) startRaft() error {
 		}
 	}
 	log := raftLog{n.cache, &n.live, n.fail}
-	stable := raftStable{n.store.bolt, n.store, &n.live, n.fail}
+	stable := raftStable{n.store.stable, n.store, &n.live, n.fail}
 	r, err := raft.NewRaft(conf, n.machine, log, stable, n.snapshots, n.transport)
 	if err != nil {
 		if n.machine.stopped {
@@ -333,7 +323,7 @@ func (n *Node) bootstrap(conf *raft.Config, m *peerpb.Marker) error {
 		return err
 	}
 	if last == 0 {
-		if err := n.store.bolt.SetUint64([]byte("CurrentTerm"), 0); err != nil {
+		if err := n.store.stable.SetUint64(keyTerm, 0); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)
 		}
 		var c raft.Configuration
@@ -342,7 +332,7 @@ func (n *Node) bootstrap(conf *raft.Config, m *peerpb.Marker) error {
 				Suffrage: raft.Voter, ID: raft.ServerID(p.GetId()), Address: raft.ServerAddress(p.GetAddress()),
 			})
 		}
-		if err := raft.BootstrapCluster(conf, n.cache, n.store.bolt, n.snapshots, n.transport, c); err != nil {
+		if err := raft.BootstrapCluster(conf, n.cache, n.store.stable, n.snapshots, n.transport, c); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)
 		}
 	}

@@ -8,11 +8,12 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
+	"slices"
 )
 
 // checkPages reads the file of the log as bbolt would and tells whether its pages
-// hang together: each in bounds and referred to once, of a known kind, with its
-// elements inside it and its keys in order.
+// hang together: those of the two buckets of a log, each in bounds and referred to
+// once, of a known kind, with all its elements inside it and its keys in order.
 //
 // bbolt looks at that itself when it opens a file for writing, but panics when
 // it does not like what it sees, on a goroutine of its own, and follows a page
@@ -48,6 +49,9 @@ const (
 	maxNesting  = 8    // of buckets, and of pages in a tree: far more than a log has
 	maxTree     = 32
 )
+
+// buckets are those of raft-boltdb, in bbolt's order.
+var buckets = []string{"conf", "logs"}
 
 type pages struct {
 	file  []byte
@@ -117,15 +121,17 @@ func (p *pages) tree(id uint64, low, high []byte, nesting, depth int) error {
 	}
 	count := int(le.Uint16(page[10:]))
 	leaf := le.Uint16(page[8:]) == leafPage
-	keys := make([][]byte, count)
-	values := make([][]byte, count)
+	keys, values, err := elements(page, count, leaf)
+	if err != nil {
+		return fmt.Errorf("page %d: %w", id, err)
+	}
 	for i := range count {
-		if keys[i], values[i], err = element(page, i, leaf); err != nil {
-			return fmt.Errorf("page %d: %w", id, err)
-		}
 		if i > 0 && bytes.Compare(keys[i-1], keys[i]) >= 0 || bytes.Compare(keys[i], low) < 0 || high != nil && bytes.Compare(keys[i], high) >= 0 {
 			return fmt.Errorf("page %d: its keys are out of order", id)
 		}
+	}
+	if leaf && nesting == 0 && depth == 0 && count > 0 && !slices.EqualFunc(keys, buckets, func(k []byte, name string) bool { return string(k) == name }) {
+		return errors.New("it has other buckets than those of a log") // the library would make new ones, and begin anew
 	}
 	for i := range count {
 		switch {
@@ -142,7 +148,7 @@ func (p *pages) tree(id uint64, low, high []byte, nesting, depth int) error {
 			if root := le.Uint64(values[i]); root != 0 {
 				err = p.bucket(root, nesting+1)
 			} else {
-				err = inline(values[i][16:])
+				err = inline(keys[i], values[i][16:])
 			}
 		}
 		if err != nil {
@@ -167,6 +173,8 @@ func (p *pages) page(id uint64) ([]byte, error) {
 		return nil, fmt.Errorf("page %d is out of bounds", id)
 	case flags == branchPage && le.Uint16(page[10:]) == 0:
 		return nil, fmt.Errorf("page %d leads nowhere", id)
+	case le.Uint16(page[10:]) == 0 && !zero(page[pageHead:(overflow+1)*p.size]):
+		return nil, fmt.Errorf("page %d has lost its elements", id)
 	}
 	for i := range overflow + 1 {
 		if p.seen[id+i] {
@@ -177,12 +185,34 @@ func (p *pages) page(id uint64) ([]byte, error) {
 	return page[:(overflow+1)*p.size], nil
 }
 
-// element returns key and value of a leaf element, or key and page id of a
-// branch element.
-func element(page []byte, i int, leaf bool) (key, value []byte, err error) {
+// elements returns keys and values of a leaf, or keys and page ids of a branch. bbolt
+// writes what they hold without a gap, in their order, right behind the table of
+// elements: a count that is too small shows there.
+func elements(page []byte, count int, leaf bool) (keys, values [][]byte, err error) {
+	keys, values = make([][]byte, count), make([][]byte, count)
+	next := uint64(pageHead + count*elementSize)
+	for i := range count {
+		var at uint64
+		if keys[i], values[i], at, err = element(page, i, leaf); err != nil {
+			return nil, nil, err
+		}
+		if at != next {
+			return nil, nil, errors.New("there is a gap between its elements")
+		}
+		if next += uint64(len(keys[i])); leaf {
+			next += uint64(len(values[i]))
+		}
+	}
+	return keys, values, nil
+}
+
+func zero(b []byte) bool { return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) }
+
+// element returns an element, and where in the page its key is.
+func element(page []byte, i int, leaf bool) (key, value []byte, start uint64, err error) {
 	at := uint64(pageHead + i*elementSize)
 	if at+elementSize > uint64(len(page)) {
-		return nil, nil, errors.New("it has more elements than fit")
+		return nil, nil, 0, errors.New("it has more elements than fit")
 	}
 	e := page[at:]
 	position, keySize, valueSize := uint64(le.Uint32(e)), uint64(le.Uint32(e[4:])), uint64(0)
@@ -190,27 +220,38 @@ func element(page []byte, i int, leaf bool) (key, value []byte, err error) {
 		position, keySize, valueSize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
 	}
 	if at+position+keySize+valueSize > uint64(len(page)) {
-		return nil, nil, errors.New("an element reaches beyond it")
+		return nil, nil, 0, errors.New("an element reaches beyond it")
 	}
 	if keySize == 0 {
-		return nil, nil, errors.New("an element has no key")
+		return nil, nil, 0, errors.New("an element has no key")
 	}
 	key = e[position : position+keySize]
 	if !leaf {
-		return key, e[8:16], nil
+		return key, e[8:16], at + position, nil
 	}
-	return key, e[position+keySize : position+keySize+valueSize], nil
+	return key, e[position+keySize : position+keySize+valueSize], at + position, nil
 }
 
-// inline checks a bucket that is small enough to lie in its parent's value.
-func inline(page []byte) error {
+// inline checks a bucket that is small enough to lie in its parent's value, which has
+// no byte more. That of term and vote always is.
+func inline(name, page []byte) error {
 	if len(page) < pageHead || le.Uint16(page[8:]) != leafPage {
 		return errors.New("an inline bucket is not what it should be")
 	}
-	for i := range int(le.Uint16(page[10:])) {
-		if _, _, err := element(page, i, true); err != nil {
-			return fmt.Errorf("an inline bucket: %w", err)
+	count := int(le.Uint16(page[10:]))
+	keys, values, err := elements(page, count, true)
+	if err != nil {
+		return fmt.Errorf("an inline bucket: %w", err)
+	}
+	size := pageHead + count*elementSize
+	for i, key := range keys {
+		size += len(key) + len(values[i])
+		if string(name) == buckets[0] && !slices.ContainsFunc(stableKeys, func(known []byte) bool { return bytes.Equal(known, key) }) {
+			return errors.New("it has other names than those of term and vote") // what is missing under its name would begin anew
 		}
+	}
+	if size != len(page) {
+		return fmt.Errorf("an inline bucket has %d bytes, and its elements %d", len(page), size)
 	}
 	return nil
 }

@@ -268,7 +268,7 @@ func (n *Node) fold(r Recovery, plan *peerpb.Recovery) error {
 	if len(list) > 0 {
 		_, rc, err := n.snapshots.Open(list[0].ID)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrCorruptSnapshot, err)
+			return err
 		}
 		err = sm.Restore(rc)
 		_ = rc.Close()

@@ -37,8 +37,9 @@ const (
 // which neither bbolt nor the library does: a flipped bit would otherwise be
 // replicated to the others as if it had been agreed on. Safe for concurrent use.
 type checkedLog struct {
-	bolt *raftboltdb.BoltStore
-	path string
+	bolt   *raftboltdb.BoltStore
+	stable *checkedStable // term and vote, in the same file
+	path   string
 
 	bytes   atomic.Int64  // of entries stored since the last snapshot
 	entries atomic.Int64  // the same, counted
@@ -78,6 +79,9 @@ func openLog(dir string, limit int64) (*checkedLog, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if log.stable, err = openStable(log.bolt, path); err != nil {
+		return nil, errors.Join(err, log.bolt.Close())
 	}
 	return log, nil
 }
@@ -291,7 +295,7 @@ func (s raftLog) end(err error) {
 }
 
 type raftStable struct {
-	*raftboltdb.BoltStore
+	*checkedStable
 	log  *checkedLog
 	live *atomic.Bool
 	fail func(error)
@@ -300,13 +304,13 @@ type raftStable struct {
 func (s raftStable) Set(k, v []byte) error {
 	defer s.log.busy()()
 	failpoint.Hit(failpoint.ClusterVoteBefore)
-	return s.check(s.BoltStore.Set(k, v))
+	return s.check(s.checkedStable.Set(k, v))
 }
 
 func (s raftStable) SetUint64(k []byte, v uint64) error {
 	defer s.log.busy()()
 	failpoint.Hit(failpoint.ClusterVoteBefore)
-	return s.check(s.BoltStore.SetUint64(k, v))
+	return s.check(s.checkedStable.SetUint64(k, v))
 }
 
 func (s raftStable) check(err error) error {

@@ -18,12 +18,12 @@ func links() []Nemesis {
 			for _, p := range all {
 				t.Links.Slow(p[0], p[1], 75*time.Millisecond, 50*time.Millisecond)
 			}
-			return Harm{What: "all links are slow", Running: t.peers(), Undo: t.healed(all, func(n harness.Traffic) error {
+			return Harm{What: "all links are slow", Running: t.peers()}.through(t, all, func(n harness.Traffic) error {
 				if n.Slowed == 0 || n.Waited/time.Duration(n.Slowed) < 25*time.Millisecond {
 					return fmt.Errorf("%d packets waited %s together", n.Slowed, n.Waited)
 				}
 				return nil
-			})}, nil
+			}), nil
 		}},
 		{Name: "links-lossy", About: "half of the packets from and to a voter are lost", Hold: 6 * time.Second, Do: func(_ context.Context, t *Target) (Harm, error) {
 			victim := t.voters()[0]
@@ -31,12 +31,12 @@ func links() []Nemesis {
 			for _, p := range both {
 				t.Links.Lose(p[0], p[1], 50)
 			}
-			return Harm{What: "half is lost: " + harness.PeerName(victim), Undo: t.healed(both, func(n harness.Traffic) error {
+			return Harm{What: "half is lost: " + harness.PeerName(victim)}.through(t, both, func(n harness.Traffic) error {
 				if n.Lost == 0 {
 					return errors.New("nothing was lost")
 				}
 				return nil
-			})}, nil
+			}), nil
 		}},
 		{Name: "links-narrow", About: "a follower that lacks what the others have compacted gets 1 Mbit/s", Hold: 8 * time.Second,
 			Prepare: func(o *harness.Options) { o.Args = append(o.Args, "--snapshot-bytes", "65536") },
@@ -53,13 +53,13 @@ func links() []Nemesis {
 				for _, p := range to {
 					t.Links.Narrow(p[0], p[1], 1_000_000/8)
 				}
-				undo := t.healed(pairs([]int{leader}, []int{victim}), func(n harness.Traffic) error {
+				harm := Harm{What: "narrow: " + harness.PeerName(victim), Running: t.peers(victim)}
+				return harm.through(t, pairs([]int{leader}, []int{victim}), func(n harness.Traffic) error {
 					if n.Slowed == 0 {
 						return errors.New("nothing had to wait")
 					}
 					return nil
-				})
-				return Harm{What: "narrow: " + harness.PeerName(victim), Running: t.peers(victim), Undo: undo}, up(t.Peer(victim))
+				}), up(t.Peer(victim))
 			})},
 		{Name: "mute-forever", About: "a follower hears, and cannot send, all the time; the others keep their pace", Hold: coreHold, Do: core(func(t *Target, victim, other int) { t.Links.Cut(victim, other) })},
 		{Name: "deaf-forever", About: "a follower sends, and hears nobody, all the time; the others keep their pace", Hold: coreHold, Do: core(func(t *Target, victim, other int) { t.Links.Cut(other, victim) })},
@@ -120,9 +120,8 @@ func pairs(from, to []int) (list [][2]int) {
 	return list
 }
 
-// healed heals all links, and looks at what came over some of them since it was made: over one of them
-// at least the rules must have shown.
-func (t *Target) healed(links [][2]int, shows func(harness.Traffic) error) func(context.Context) error {
+// through has a harm undone by healing all links. It bit if it shows in what came over some of them since now, taken together.
+func (h Harm) through(t *Target, links [][2]int, shows func(harness.Traffic) error) Harm {
 	sum := func() (n harness.Traffic, failed error) {
 		for _, p := range links {
 			one, err := t.Links.Traffic(p[0], p[1])
@@ -133,12 +132,15 @@ func (t *Target) healed(links [][2]int, shows func(harness.Traffic) error) func(
 		return n, failed
 	}
 	before, failed := sum()
-	return func(ctx context.Context) error {
+	var since harness.Traffic
+	h.Undo = func(ctx context.Context) error {
 		now, err := sum()
-		now.Stopped, now.Slowed, now.Lost = now.Stopped-before.Stopped, now.Slowed-before.Slowed, now.Lost-before.Lost
-		now.Bytes, now.Waited = now.Bytes-before.Bytes, now.Waited-before.Waited
-		return errors.Join(failed, err, shows(now), t.heal(ctx))
+		since.Stopped, since.Slowed, since.Lost = now.Stopped-before.Stopped, now.Slowed-before.Slowed, now.Lost-before.Lost
+		since.Bytes, since.Waited = now.Bytes-before.Bytes, now.Waited-before.Waited
+		return errors.Join(failed, err, t.heal(ctx))
 	}
+	h.Bit = func(context.Context) error { return shows(since) }
+	return h
 }
 
 // coreHold is how long a healthy core is measured, and coreBefore how long before.
@@ -200,11 +202,11 @@ func core(cut func(t *Target, victim, other int)) func(context.Context, *Target)
 				}
 				return nil
 			},
-			Undo: t.healed(slices.Concat(pairs([]int{victim}, rest), pairs(rest, []int{victim})), func(n harness.Traffic) error {
-				if n.Stopped == 0 {
-					return errors.New("nothing was stopped")
-				}
-				return nil
-			})}, nil
+		}.through(t, slices.Concat(pairs([]int{victim}, rest), pairs(rest, []int{victim})), func(n harness.Traffic) error {
+			if n.Stopped == 0 {
+				return errors.New("nothing was stopped")
+			}
+			return nil
+		}), nil
 	})
 }
