@@ -29,21 +29,26 @@ func keepers() []Nemesis {
 			return Harm{What: "lost: " + harness.KeeperName(lost), Running: t.peers(), Undo: func(context.Context) error { return up(t.Keeper(lost)) }}, nil
 		}},
 		{Name: "keepers-lost", About: "all Keepers die, a follower restarts and stays sealed; the Keepers come back empty, and are refilled", Hold: 5 * time.Second, Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
-			if err := down(t.keepers()...); err != nil {
+			shares, err := t.recovery(ctx)
+			if err != nil {
 				return Harm{}, err
 			}
 			victim := t.voters(leader)[0]
-			if err := errors.Join(down(t.Peer(victim)), up(t.Peer(victim))); err != nil {
+			if err := errors.Join(down(t.keepers()...), down(t.Peer(victim)), up(t.Peer(victim))); err != nil {
 				return Harm{}, err
 			}
-			return Harm{What: "all Keepers, and " + harness.PeerName(victim) + " restarted", Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error {
-				return up(t.keepers()...)
+			return Harm{What: "all Keepers, and " + harness.PeerName(victim) + " restarted", Silenced: []int{victim}, Running: t.peers(victim), Undo: func(ctx context.Context) error {
+				return errors.Join(up(t.keepers()...), t.reopen(ctx, shares))
 			}}, nil
 		})},
 		{Name: "keepers-too-few", About: "one Keeper too few is left to unseal, and both followers restart; the others serve on, and say that nobody may fail any more", Hold: 5 * time.Second, Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
+			shares, err := t.recovery(ctx)
+			if err != nil {
+				return Harm{}, err
+			}
 			gone := t.keepers()[:t.Keepers()-1]
 			victims := t.voters(leader)
-			err := down(gone...)
+			err = down(gone...)
 			for _, i := range victims {
 				err = errors.Join(err, down(t.Peer(i)), up(t.Peer(i)))
 			}
@@ -60,7 +65,7 @@ func keepers() []Nemesis {
 					}
 					return err
 				},
-				Undo: func(context.Context) error { return up(gone...) }}, err
+				Undo: func(ctx context.Context) error { return errors.Join(up(gone...), t.reopen(ctx, shares)) }}, err
 		})},
 		{Name: "shares-lost", About: "all Keepers and all peers die at once, and the holders of recovery shares open the cluster again", Do: func(ctx context.Context, t *Target) (Harm, error) {
 			shares, err := t.recovery(ctx)
@@ -74,25 +79,7 @@ func keepers() []Nemesis {
 			if err := errors.Join(down(t.keepers()...), down(peers...), up(t.keepers()...), up(peers...)); err != nil {
 				return Harm{}, err
 			}
-			return Harm{What: "all Keepers and all peers", Silenced: t.peers(), Undo: func(ctx context.Context) error {
-				holder, done, err := t.Client(ctx, "/spike/pilot/role/restore", 0) // one peer collects the shares
-				if err != nil {
-					return err
-				}
-				defer done()
-				for _, share := range shares[:2] {
-					if err := harness.Poll(ctx, func() error {
-						_, err := holder.Restore(ctx, share)
-						if secret.CodeOf(err) == secret.CodeConflict { // open already
-							return nil
-						}
-						return err
-					}); err != nil {
-						return err
-					}
-				}
-				return nil
-			}}, nil
+			return Harm{What: "all Keepers and all peers", Silenced: t.peers(), Undo: func(ctx context.Context) error { return t.reopen(ctx, shares) }}, nil
 		}},
 		{Name: "shares-wrong", About: "somebody with a peer's identity gives a Keeper a wrong share, and all peers restart", Do: func(ctx context.Context, t *Target) (Harm, error) {
 			which := t.Random.IntN(t.Keepers())
@@ -146,6 +133,39 @@ func (t *Target) keepers() (list []*process.Child) {
 		list = append(list, t.Keeper(i))
 	}
 	return list
+}
+
+// reopen returns once a peer has keys. Where all are there and none has, as after another harm that ended them all while there were
+// too few Keepers, it takes the recovery shares.
+func (t *Target) reopen(ctx context.Context, shares []client.RestoreRequest) error {
+	asking, done, err := t.Client(ctx, "/spike/pilot/role/restore")
+	if err != nil {
+		return err
+	}
+	defer done()
+	holder, done, err := t.Client(ctx, "/spike/pilot/role/restore", 0) // one peer collects the shares
+	if err != nil {
+		return err
+	}
+	defer done()
+	return harness.Poll(ctx, func() (failed error) {
+		for i := range t.Peers() {
+			health, err := asking.Health(ctx, i)
+			if err == nil && health.Current && !health.Sealed {
+				return nil
+			}
+			failed = errors.Join(failed, err)
+		}
+		for _, share := range shares[:2] {
+			if failed == nil {
+				_, failed = holder.Restore(ctx, share)
+			}
+		}
+		if secret.CodeOf(failed) == secret.CodeConflict { // open already
+			return nil
+		}
+		return failed
+	})
 }
 
 // recovery gets the recovery shares of now.
