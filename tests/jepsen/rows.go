@@ -11,7 +11,7 @@ import (
 type row struct {
 	number  int
 	what    string
-	nemeses []string // each with all workloads
+	nemeses []string // each with all workloads that make sense under it
 	tests   []string // end-to-end tests with the real programs: PACKAGE TestName
 	without string   // why nothing attacks it
 }
@@ -45,7 +45,7 @@ var rows = []row{
 	{number: 23, what: "deleted or destroyed, then read through every peer", nemeses: []string{"partition-leader-learner", "partition-deaf-leader", "partition-mute-leader", "partition-flapping", "freeze-leader", "kill-all", "snapshot-follower"}},
 	{number: 24, what: "granted, then used at once elsewhere", nemeses: []string{"none", "partition-flapping"}},
 	{number: 25, what: "a new cluster out of the archive, all old ones dead, killed at each step", tests: []string{"./tests/e2e TestLossOfEverything", "./tests/e2e TestColdStart"}},
-	{number: 26, what: "a restore into the running cluster, killed at each step", tests: []string{"./tests/e2e TestCrashesInRestoreLive"}},
+	{number: 26, what: "a restore into the running cluster, killed at each step, and under load", nemeses: []string{"restore-live", "restore-live-kill"}, tests: []string{"./tests/e2e TestCrashesInRestoreLive"}},
 	{number: 27, what: "the majority is lost, one peer goes on alone, and the lost ones come back", tests: []string{"./tests/e2e TestMembership"}},
 	{number: 28, what: "a store that fails, also after it succeeded, two clusters in one place, leaders that were replaced", tests: []string{"./tests/e2e TestLossWithFailingStore"}},
 	{number: 29, what: "federation of several stores", without: "there is no federation in this product"},

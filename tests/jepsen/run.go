@@ -186,11 +186,15 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 	l.stop = stop
 	clients := r.clients(r.target.Cluster)
 	id := 0
-	for _, w := range workload.All() {
-		if len(r.cell.Workloads) > 0 && !slices.Contains(r.cell.Workloads, w.Name) {
-			continue
-		}
-		l.workloads = append(l.workloads, w)
+	names := r.cell.Workloads
+	if len(names) == 0 {
+		names = r.nemesis.Workloads
+	}
+	var err error
+	if l.workloads, err = workload.Find(names...); err != nil {
+		return nil, err
+	}
+	for _, w := range l.workloads {
 		if w.Setup != nil {
 			p := &workload.Process{Client: r.target.Operator, Recorder: r.recorder, Workload: w.Name, Peer: history.Anybody}
 			if err := harness.Poll(ctx, func() error { return w.Setup(ctx, p) }); err != nil {
@@ -413,8 +417,12 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 	}
 	for _, w := range l.workloads {
+		seen := []string{w.Name}
+		if w.Operators {
+			seen = append(seen, nemesis.Operator)
+		}
 		for _, check := range w.Check {
-			note(w.Name, check(history.Of(ops, w.Name)))
+			note(w.Name, check(history.Of(ops, seen...)))
 		}
 	}
 	note("all", check.Sealed(ops))

@@ -25,9 +25,31 @@ func op(from, to int, f, in, out string, version int, more ...func(*history.Op))
 func failed(o *history.Op)           { o.Outcome = history.Failed }
 func final(o *history.Op)            { o.Final = true }
 func element(o *history.Op)          { o.Key = o.In }
+func peer(i int) func(*history.Op)   { return func(o *history.Op) { o.Peer = i } }
 func at(i uint64) func(*history.Op)  { return func(o *history.Op) { o.Index = i } }
 func key(k string) func(*history.Op) { return func(o *history.Op) { o.Key = k } }
 func expect(v int) func(*history.Op) { return func(o *history.Op) { o.Expect = v } }
+
+// restored is a history in which a restore takes y back and nothing else; u is of unknown outcome.
+func restored(reads ...history.Op) []history.Op {
+	return append(reads, op(0, 1, "add", "x", "", 1, element, at(5)), op(2, 3, "add", "y", "", 1, element, at(8)), op(4, 0, "add", "u", "", 0, element),
+		op(10, 20, "restore", "6", "", 0, at(20)), op(30, 31, "add", "z", "", 1, element, at(30)))
+}
+
+// What says nothing is no success: a restore that nobody knows the place of, one that took nothing back, and one that nobody looked at afterwards.
+func TestRestoredUndecided(t *testing.T) {
+	t.Parallel()
+	last := op(42, 43, "list", "", "x", 0, final)
+	for says, ops := range map[string][]history.Op{
+		"not known where": append(restored(last), op(34, 0, "restore", "21", "", 0)),
+		"took an":         {last, op(0, 1, "add", "x", "", 1, element, at(5)), op(10, 20, "restore", "6", "", 0, at(20))},
+		"no final":        restored(op(32, 33, "list", "", "x,z", 0)),
+	} {
+		if r := check.Restored(ops); !strings.Contains(r.Undecided, says) {
+			t.Errorf("%q, not %q (%s)", r.Undecided, says, r.Violations)
+		}
+	}
+}
 
 // Each checker finds what it is there for, and nothing in histories that are right.
 func TestCheckers(t *testing.T) {
@@ -97,6 +119,32 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "add", "x", "", 0, element, failed), op(3, 4, "list", "", "x", 0, final)}, "never added"},
 		"a bank":             {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,100", 0), op(2, 3, "read", "", "90,110", 0, final)}, ""},
 		"money from nowhere": {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,110", 0, final)}, "210 in all"},
+		"a restore": {check.Restored, restored(
+			op(32, 33, "list", "", "x,z,u", 0, final), op(32, 33, "read", "y", "", 0, element), op(32, 33, "read", "z", "z", 1, element)), ""},
+		"reads around a restore": {check.Restored, restored(
+			op(6, 7, "list", "", "x,y", 0), op(12, 13, "list", "", "x,y", 0), op(12, 18, "list", "", "x", 0), op(19, 25, "list", "", "x,u", 0), op(32, 33, "list", "", "x,z", 0, final)), ""},
+		"an element that a restore took back, and came back": {check.Restored, restored(
+			op(22, 23, "list", "", "x", 0), op(32, 33, "list", "", "x,y,z", 0, final)), "taken back by a restore"},
+		"an element that a restore took back, read": {check.Restored, restored(
+			op(22, 23, "read", "y", "y", 1, element), op(32, 33, "list", "", "x,z", 0, final)), "taken back by a restore"},
+		"an element that a restore did not take back at one peer": {check.Restored, restored(
+			op(22, 23, "list", "", "x", 0), op(22, 23, "list", "", "x,y", 0, peer(2)), op(32, 33, "list", "", "x,z", 0, final)), "peer 2"},
+		"an element that a restore lost": {check.Restored, restored(
+			op(32, 33, "list", "", "z", 0, final)), "is missing"},
+		"an element that a restore lost at one peer": {check.Restored, restored(
+			op(32, 33, "list", "", "x,z", 0, final), op(32, 33, "list", "", "z", 0, final, peer(2))), "peer 2"},
+		"an element added after a restore that is missing": {check.Restored, restored(
+			op(32, 33, "list", "", "x", 0, final)), "is missing"},
+		"a restore seen before it was asked for": {check.Restored, restored(
+			op(6, 7, "list", "", "x", 0), op(32, 33, "list", "", "x,z", 0, final)), "is missing"},
+		"half a restore": {check.Restored, append(restored(op(32, 33, "list", "", "x,z", 0, final)),
+			op(2, 3, "add", "w", "", 1, element, at(7)), op(12, 13, "list", "", "x,w", 0)), "as of index"},
+		"a restore to what an earlier one took back": {check.Restored, append(restored(op(42, 43, "list", "", "x,y", 0, final)),
+			op(34, 35, "restore", "8", "", 0, at(40))), ""},
+		"a restore to what an earlier one left": {check.Restored, append(restored(op(42, 43, "list", "", "x", 0, final)),
+			op(34, 35, "restore", "21", "", 0, at(40))), ""},
+		"a restore that cannot be placed": {check.Restored, append(restored(op(42, 43, "list", "", "x,q", 0, final)),
+			op(34, 0, "restore", "21", "", 0)), "never added"},
 		"changes and watches": {check.Watches, []history.Op{
 			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(5)), op(3, 0, "delete", "", "", 0),
 			op(3, 6, "watch", "", "5 put k [1],5 put k [2],7 deleted k [2]", 7), op(4, 5, "write", "", "", 3, at(8)), op(6, 9, "watch", "", "8 put k [3]", 8, final)}, ""},

@@ -131,7 +131,7 @@ func Read(r io.Reader) (ops []Op, err error) {
 	}
 }
 
-// Of are the operations of one workload.
-func Of(ops []Op, workload string) []Op {
-	return slices.DeleteFunc(slices.Clone(ops), func(op Op) bool { return op.Workload != workload })
+// Of are the operations of some workloads.
+func Of(ops []Op, workloads ...string) []Op {
+	return slices.DeleteFunc(slices.Clone(ops), func(op Op) bool { return !slices.Contains(workloads, op.Workload) })
 }

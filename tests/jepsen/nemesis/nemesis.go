@@ -27,7 +27,8 @@ type Target struct {
 	Recorder *history.Recorder // of what operators do, where a checker wants to know
 	Unlogged map[int]bool      // the peers whose audit logs were taken away or damaged
 
-	struck int // places, by nemeses that go through a list of them
+	struck int                       // places, by nemeses that go through a list of them
+	taken  struct{ from, at uint64 } // what the last restore took back: what came after from, up to at
 }
 
 // record makes an operation of an operator, again until it succeeds, and records each attempt.
@@ -81,6 +82,8 @@ type Nemesis struct {
 	Prepare func(*harness.Options)
 	// Privileged says that it takes root.
 	Privileged bool
+	// Workloads are the only ones that make sense under it; nil: all the ordinary ones.
+	Workloads []string
 }
 
 // All are the nemeses that can do harm on top of one another.
@@ -93,7 +96,7 @@ func All() []Nemesis {
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
 func Find(name string) (Nemesis, error) {
 	first, second, both := strings.Cut(name, "+")
-	for _, n := range slices.Concat(All(), clocks(), upgrades()) {
+	for _, n := range slices.Concat(All(), clocks(), upgrades(), restores()) {
 		if n.Name != first {
 			continue
 		}
@@ -112,7 +115,7 @@ func Find(name string) (Nemesis, error) {
 // overlap does one harm on top of another, as far as that can be done: it may take a leader that is not there any more. Two
 // of them may well take the quorum away, so that nobody has to go on.
 func overlap(a, b Nemesis) Nemesis {
-	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Faults: min(a.Faults, b.Faults), Terms: a.terms() + b.terms(), Privileged: a.Privileged || b.Privileged,
+	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Faults: min(a.Faults, b.Faults), Terms: a.terms() + b.terms(), Privileged: a.Privileged || b.Privileged, Workloads: slices.Concat(a.Workloads, b.Workloads),
 		Prepare: func(o *harness.Options) {
 			for _, n := range []Nemesis{a, b} {
 				if n.Prepare != nil {

@@ -145,26 +145,28 @@ func Lists() Workload {
 		}}
 }
 
+// list lists the elements of a set.
+func (p *Process) list(ctx context.Context, set string) {
+	p.do(ctx, history.Op{F: "list"}, func(ctx context.Context, op *history.Op) error {
+		answer, err := p.Client.List(ctx, path(set))
+		op.Out = strings.ReplaceAll(strings.Join(answer.Keys, ","), path(""), "")
+		return err
+	})
+}
+
 // Sets adds secrets, and lists them all.
 func Sets() Workload {
-	list := func(ctx context.Context, p *Process) {
-		p.do(ctx, history.Op{F: "list"}, func(ctx context.Context, op *history.Op) error {
-			answer, err := p.Client.List(ctx, path("sets"))
-			op.Out = strings.ReplaceAll(strings.Join(answer.Keys, ","), path(""), "")
-			return err
-		})
-	}
 	return Workload{Name: "sets", PerPeer: 1, Check: []check.Checker{check.Sets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			return func(ctx context.Context) {
 					if p.Random.IntN(40) == 0 {
-						list(ctx, p)
+						p.list(ctx, "sets")
 						return
 					}
 					e := p.unique()
 					p.write(ctx, "add", "sets/"+e, e, e, history.AnyVersion)
 				}, func(ctx context.Context) {
-					list(ctx, p)
+					p.list(ctx, "sets")
 				}, nil
 		}}
 }

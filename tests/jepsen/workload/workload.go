@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -84,11 +85,29 @@ type Workload struct {
 	// New makes what a process does again and again, and at the end for a last look.
 	New   func(p *Process, clients Clients) (step, final func(context.Context), err error)
 	Check []check.Checker
+	// Operators says that the checkers see what operators did, too.
+	Operators bool
 }
 
-// All are the workloads.
+// All are the ordinary workloads, which may all run at once.
 func All() []Workload {
 	return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants(), Watches()}
+}
+
+// Find are the workloads of some names; without any name, the ordinary ones.
+func Find(names ...string) (list []Workload, err error) {
+	if len(names) == 0 {
+		return All(), nil
+	}
+	all := append(All(), Restored())
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(w Workload) bool { return w.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no workload %q", name)
+		}
+		list = append(list, all[i])
+	}
+	return list, nil
 }
 
 // epoch is a number that changes each second or so, so that no key has a long history.
