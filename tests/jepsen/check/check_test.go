@@ -143,8 +143,10 @@ func TestCheckers(t *testing.T) {
 			op(34, 35, "restore", "8", "", 0, at(40))), ""},
 		"a restore to what an earlier one left": {check.Restored, append(restored(op(42, 43, "list", "", "x", 0, final)),
 			op(34, 35, "restore", "21", "", 0, at(40))), ""},
-		"a restore that cannot be placed": {check.Restored, append(restored(op(42, 43, "list", "", "x,q", 0, final)),
-			op(34, 0, "restore", "21", "", 0)), "never added"},
+		"a restore that is seen, and then not any more": {check.Restored, restored(
+			op(12, 13, "list", "", "x", 0), op(15, 16, "list", "", "x,y", 0, peer(2)), op(32, 33, "list", "", "x,z", 0, final)), "peer 2"},
+		"another value than was added": {check.Restored, restored(
+			op(22, 23, "read", "x", "y", 1, element), op(32, 33, "list", "", "x,z", 0, final)), "it shows"},
 		"changes and watches": {check.Watches, []history.Op{
 			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(5)), op(3, 0, "delete", "", "", 0),
 			op(3, 6, "watch", "", "5 put k [1],5 put k [2],7 deleted k [2]", 7), op(4, 5, "write", "", "", 3, at(8)), op(6, 9, "watch", "", "8 put k [3]", 8, final)}, ""},

@@ -12,8 +12,8 @@ import (
 
 // Restored checks a set of secrets that the whole cluster takes back, now and then, to what it was at an earlier index. Acknowledgements and
 // restores have places in the log, so that what must be there at any place is known: each read, of one element or of all, at whatever peer, shows
-// it as it was at one place, no earlier than whatever was acknowledged before the read was called, and before whatever was called after it
-// returned. A restore that is half done, or done at one peer only, has no such place. Elements of unknown outcome may be there or not.
+// it as it was at one place, no earlier than whatever was acknowledged or shown before the read was called, and before whatever was called after
+// it returned. A restore that is half done, or done at one peer only, has no such place. Elements of unknown outcome may be there or not.
 func Restored(ops []history.Op) Result {
 	r := Result{Checker: "restores"}
 	l := timeline{added: map[string]history.Op{}}
@@ -21,6 +21,7 @@ func Restored(ops []history.Op) Result {
 		switch {
 		case op.F == "restore" && op.Outcome == history.Unknown:
 			r.Undecided = "it is not known where in the log a restore was done: " + op.Error
+			return r
 		case op.F == "restore" && op.Outcome == history.OK:
 			to, err := strconv.ParseUint(op.In, 10, 64)
 			if err != nil || to >= op.Index {
@@ -34,7 +35,7 @@ func Restored(ops []history.Op) Result {
 	}
 	l.arrange(ops)
 	finals := 0
-	for _, read := range ops {
+	for _, read := range slices.SortedStableFunc(slices.Values(ops), byReturn) {
 		if read.Outcome != history.OK || read.F != "list" && read.F != "read" {
 			continue
 		}
@@ -47,7 +48,6 @@ func Restored(ops []history.Op) Result {
 		}
 	}
 	switch {
-	case r.Undecided != "":
 	case finals == 0:
 		r.Undecided = "no final read of the set succeeded"
 	case !l.bitten():
@@ -67,6 +67,18 @@ type timeline struct {
 	places   []uint64     // at which something changes
 	returned []history.Op // all with a place, by their return; each with the highest index until then
 	called   []history.Op // the same by their call; each with the lowest index from then on
+	shown    []history.Op // reads, by their return; each with the highest place until then
+}
+
+func byReturn(a, b history.Op) int { return cmp.Compare(a.Return, b.Return) }
+
+// until is the index of the last of some operations that had returned before a moment.
+func until(list []history.Op, t time.Duration) uint64 {
+	i, _ := slices.BinarySearchFunc(list, t, func(op history.Op, t time.Duration) int { return cmp.Compare(op.Return, t) })
+	if i == 0 {
+		return 0
+	}
+	return list[i-1].Index
 }
 
 func (l *timeline) arrange(ops []history.Op) {
@@ -84,7 +96,7 @@ func (l *timeline) arrange(ops []history.Op) {
 	l.places = slices.Compact(l.places)
 	slices.SortFunc(l.known, func(a, b history.Op) int { return cmp.Compare(a.Index, b.Index) })
 	slices.SortFunc(l.restores, func(a, b takenBack) int { return cmp.Compare(a.at, b.at) })
-	slices.SortFunc(l.returned, func(a, b history.Op) int { return cmp.Compare(a.Return, b.Return) })
+	slices.SortFunc(l.returned, byReturn)
 	slices.SortFunc(l.called, func(a, b history.Op) int { return cmp.Compare(a.Call, b.Call) })
 	for i := 1; i < len(l.returned); i++ {
 		l.returned[i].Index = max(l.returned[i].Index, l.returned[i-1].Index)
@@ -108,12 +120,9 @@ func (l *timeline) there(index, place uint64) bool {
 	return true
 }
 
-// window is between which places a read was: after all that had returned when it was called, before all that was called when it had returned.
+// window are the places that a read may have been at: after all that had returned when it was called, before all that was called when it had returned.
 func (l *timeline) window(read history.Op) []uint64 {
-	from := uint64(0)
-	if i, _ := slices.BinarySearchFunc(l.returned, read.Call, func(op history.Op, t time.Duration) int { return cmp.Compare(op.Return, t) }); i > 0 {
-		from = l.returned[i-1].Index
-	}
+	from := max(until(l.returned, read.Call), until(l.shown, read.Call))
 	i, _ := slices.BinarySearchFunc(l.called, read.Return, func(op history.Op, t time.Duration) int { return cmp.Compare(op.Call, t+1) })
 	begin, _ := slices.BinarySearch(l.places, from+1)
 	end := len(l.places)
@@ -123,7 +132,7 @@ func (l *timeline) window(read history.Op) []uint64 {
 	return append([]uint64{from}, l.places[begin:max(begin, end)]...)
 }
 
-// judge says what is wrong with a read at the place that explains it best; nothing when one explains it.
+// judge says what is wrong with a read at the place that explains it best; nothing when one explains it. Reads are judged by their return.
 func (l *timeline) judge(read history.Op) string {
 	seen, among := map[string]bool{}, l.known
 	if read.F == "list" {
@@ -143,6 +152,9 @@ func (l *timeline) judge(read history.Op) string {
 		if op, asked := l.added[e]; !asked || op.Outcome == history.Failed || op.Call > read.Return {
 			return e + " was never added"
 		}
+		if read.F == "read" && read.Out != l.added[e].In {
+			return fmt.Sprintf("it shows %q, and %s", read.Out, show(l.added[e]))
+		}
 	}
 	var best []history.Op
 	at := uint64(0)
@@ -160,6 +172,8 @@ func (l *timeline) judge(read history.Op) string {
 			best, at = wrong, place
 		}
 		if len(best) == 0 {
+			read.Index = max(at, until(l.shown, history.Forever))
+			l.shown = append(l.shown, read)
 			return ""
 		}
 	}
@@ -168,11 +182,14 @@ func (l *timeline) judge(read history.Op) string {
 
 // describe says of the first of some elements what is wrong with it at a place.
 func (l *timeline) describe(wrong []history.Op, place uint64) string {
-	what := "was taken back by a restore, or came later, and is there"
-	if l.there(wrong[0].Index, place) {
-		what = "is missing"
+	first, what := wrong[0], "is missing"
+	switch {
+	case first.Index > place:
+		what = "came later, and is there"
+	case !l.there(first.Index, place):
+		what = "was taken back by a restore, and is there"
 	}
-	return fmt.Sprintf("%s, at index %d, %s, and so on of %d elements, as of index %d", show(wrong[0]), wrong[0].Index, what, len(wrong), place)
+	return fmt.Sprintf("%s, at index %d, %s, the first of %d such elements, as of index %d", show(first), first.Index, what, len(wrong), place)
 }
 
 // bitten says whether a restore took something back.

@@ -18,6 +18,8 @@ const (
 	loss = 150
 	// underway is for how long after the confirmation of a restore the leader is killed: the restore takes about as long.
 	underway = 400 * time.Millisecond
+	// patience is for how long an operator waits for a restore before he asks again.
+	patience = 15 * time.Second
 )
 
 // restores take the whole cluster back to a state of the archive, under load: not for soaks, as what the ordinary workloads
@@ -122,12 +124,13 @@ func (t *Target) applied(ctx context.Context) (index, shipped uint64, err error)
 	return index, shipped, nil
 }
 
-// restore carries a plan out, as one operation however often it takes: first at one peer, then at any.
+// restore carries a plan out, as one operation however often it takes: first at one peer, which may die of it, then at any.
 func (t *Target) restore(ctx context.Context, ask *client.Client, plan client.RestorePlan) (done client.RestorePlan, err error) {
+	limit := 5 * time.Second
 	t.Recorder.Do(history.Op{Workload: Operator, F: "restore", Peer: history.Anybody, In: strconv.FormatUint(plan.Index, 10)}, func(op *history.Op) {
 		err = harness.Poll(ctx, func() (err error) {
-			done, err = confirm(ctx, ask, plan)
-			ask = t.Operator
+			done, err = confirm(ctx, ask, plan, limit)
+			ask, limit = t.Operator, patience
 			return err
 		})
 		if err != nil {
@@ -140,10 +143,10 @@ func (t *Target) restore(ctx context.Context, ask *client.Client, plan client.Re
 	return done, err
 }
 
-func confirm(ctx context.Context, ask *client.Client, plan client.RestorePlan) (client.RestorePlan, error) {
-	limit, cancel := context.WithTimeout(ctx, 15*time.Second)
+func confirm(ctx context.Context, ask *client.Client, plan client.RestorePlan, limit time.Duration) (client.RestorePlan, error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return ask.RestoreArchive(limit, client.RestoreArchiveRequest{Confirm: plan.Code}, nil)
+	return ask.RestoreArchive(limited, client.RestoreArchiveRequest{Confirm: plan.Code}, nil)
 }
 
 // once looks whether the same code again, after an answer that was lost as it were, does nothing again.
@@ -152,7 +155,7 @@ func (t *Target) once(done client.RestorePlan) func(context.Context) error {
 		limit, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
 		return harness.Poll(limit, func() error {
-			again, err := confirm(limit, t.Operator, done)
+			again, err := confirm(limit, t.Operator, done, patience)
 			if err == nil && again.RestoredAt != done.RestoredAt {
 				cancel()
 				err = fmt.Errorf("restored at index %d, and under the same code again at %d", done.RestoredAt, again.RestoredAt)
