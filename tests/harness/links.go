@@ -28,6 +28,7 @@ type Links struct {
 // that nothing is done to.
 type rule struct {
 	cut           bool
+	refused       bool          // and told so
 	delay, jitter time.Duration // each part arrives this much later, more or less
 	loss          int           // percent
 	rate          int           // bytes a second; 0 is without limit
@@ -67,6 +68,10 @@ func newLinks(peers int) *Links {
 
 // Cut has nothing arrive of what from sends to to.
 func (l *Links) Cut(from, to int) { l.link(from, to, func(r *rule) { r.cut = true }) }
+
+// Refuse has connections from from to to end, and new ones fail at once, as where a host answers that it does not know
+// them: unlike with a cut, both sides know. Of the two kinds of wires the proxy alone does it.
+func (l *Links) Refuse(from, to int) { l.link(from, to, func(r *rule) { r.refused = true }) }
 
 // Slow has what from sends to to arrive later by delay, more or less jitter, in order.
 func (l *Links) Slow(from, to int, delay, jitter time.Duration) {

@@ -144,6 +144,9 @@ func (n *network) apply(rules [][]rule) error {
 	for f := range rules {
 		slow = append(slow, fmt.Sprintf("filter delete dev port%d ingress", f))
 		for t, r := range rules[f] {
+			if r.refused {
+				return errors.New("a network of namespaces refuses no connections")
+			}
 			if r.cut {
 				cut = append(cut, fmt.Sprintf("add rule bridge links forward ether saddr %s ether daddr %s ether type ip counter name %s drop", mac(f), mac(t), counter(f, t)))
 			}

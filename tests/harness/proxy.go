@@ -33,8 +33,10 @@ type proxy struct {
 	backends []string
 	changed  chan struct{} // closed with the next change of the cuts
 	cut      [][]bool      // from, to
+	refused  [][]bool
 	held     [][]int
 	conns    map[net.Conn]bool
+	joined   map[net.Conn][2]int // those of them whose ends are known
 	closed   bool
 }
 
@@ -42,9 +44,10 @@ func newProxy(links *Links, backends []string, pids func() map[int]int) (*proxy,
 	if _, err := os.Stat("/proc/net/tcp"); err != nil {
 		return nil, errors.New("links need a Linux kernel, which tells whose a connection is")
 	}
-	p := &proxy{links: links, pids: pids, backends: backends, changed: make(chan struct{}), conns: map[net.Conn]bool{}}
+	p := &proxy{links: links, pids: pids, backends: backends, changed: make(chan struct{}), conns: map[net.Conn]bool{}, joined: map[net.Conn][2]int{}}
 	for i := range backends {
 		p.cut = append(p.cut, make([]bool, len(backends)))
+		p.refused = append(p.refused, make([]bool, len(backends)))
 		p.held = append(p.held, make([]int, len(backends)))
 		if err := p.listen(i); err != nil {
 			p.close()
@@ -95,7 +98,12 @@ func (p *proxy) apply(rules [][]rule) error {
 	defer p.mu.Unlock()
 	for f := range rules {
 		for t := range rules[f] {
-			p.cut[f][t] = rules[f][t].cut
+			p.cut[f][t], p.refused[f][t] = rules[f][t].cut, rules[f][t].refused
+		}
+	}
+	for conn, link := range p.joined {
+		if p.refused[link[0]][link[1]] {
+			conn.Close()
 		}
 	}
 	close(p.changed)
@@ -142,7 +150,7 @@ func (p *proxy) carry(conn net.Conn, to int) {
 	}
 	defer p.drop(conn)
 	from, ok := p.owner(conn)
-	if !ok || !p.pass(from, to, time.Time{}) {
+	if !ok || !p.join(conn, from, to) || !p.pass(from, to, time.Time{}) {
 		return
 	}
 	p.mu.Lock()
@@ -214,6 +222,14 @@ func (p *proxy) arrival(from, to, n int) time.Time {
 	}
 }
 
+// join notes whose connection it is; false when such are refused.
+func (p *proxy) join(conn net.Conn, from, to int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.joined[conn] = [2]int{from, to}
+	return !p.refused[from][to]
+}
+
 func (p *proxy) hold(conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,6 +246,7 @@ func (p *proxy) drop(conn net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, conn)
+	delete(p.joined, conn)
 }
 
 func (p *proxy) close() {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -170,6 +172,14 @@ func (f *forge695) try(ctx context.Context, s forged.Scenario, number int) (viol
 	if err := f.meet(ctx, s, number); err != nil {
 		return nil, err
 	}
+	if s == forged.Frozen { // what was forged is overwritten as soon as the next leader sends entries, most of the time
+		switch err := f.frozenLogs(); {
+		case errors.Is(err, harness.ErrLogsDiffer):
+			return []string{forged.TwoEntries + ": " + err.Error()}, nil
+		case err != nil:
+			return nil, err
+		}
+	}
 	err = harness.Poll(ctx, func() error {
 		err := f.Whole(ctx, f.target.Operator)
 		if errors.Is(err, harness.ErrDiverged) {
@@ -197,16 +207,15 @@ func (f *forge695) meet(ctx context.Context, s forged.Scenario, number int) erro
 	write := func(i int) {
 		writes.Go(func() { f.put(ctx, f.old, fmt.Sprintf("forged/%d/old/%d", number, i), "old") })
 	}
-	f.Links.Partition([]int{0}, []int{1, 2})
+	f.apart(0)
 	defer f.Links.Heal()
-	between := 30
 	if s == forged.Stalled {
 		f.Disk(0).Suffer(faultfs.Fault{Stall: true, Under: "raft"})
 		defer f.Disk(0).Suffer(faultfs.Fault{})
 		write(-1)
-		between = 1 // more than the old leader has would keep it from leading again
 	}
-	for i := range between { // the first one waits for the next leader
+	between := map[forged.Scenario]int{forged.Frozen: 30, forged.Stalled: 1}[s] // in U1 more than the old leader has would keep it from leading again
+	for i := range between {                                                    // the first one waits for the next leader
 		f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next/%d", number, i), "next")
 	}
 	next := 1
@@ -216,37 +225,60 @@ func (f *forge695) meet(ctx context.Context, s forged.Scenario, number int) erro
 	if h, err := f.old.Health(ctx, 0); err != nil || !h.Leader {
 		return fmt.Errorf("%w: %s does not lead at the heal: %v", forged.ErrVoid, harness.PeerName(0), err)
 	}
-	// Every other time the old leader is frozen at the heal: then everything comes at once.
-	if s == forged.Frozen && number%2 == 1 {
-		if err := f.Peer(0).Freeze(); err != nil {
-			return err
-		}
-		defer f.Peer(0).Thaw()
-	}
-	heal := time.Duration(20+rand.IntN(20)) * time.Millisecond
 	type step struct {
 		at time.Duration
 		do func()
 	}
-	steps := []step{{heal, f.Links.Heal}}
-	pause := 2 * time.Millisecond
-	if s == forged.Stalled {
-		pause = 10 * time.Millisecond
-		release, cut := time.Duration(rand.IntN(31))*time.Millisecond, time.Duration(31+rand.IntN(30))*time.Millisecond
-		steps = append(steps, step{heal + release, func() { f.Disk(0).Suffer(faultfs.Fault{}) }},
-			step{heal + cut, func() { f.Links.Partition([]int{next}, []int{0, 3 - next}) }})
+	after := func(least, most int) time.Duration {
+		return time.Duration(least+rand.IntN(most-least+1)) * time.Millisecond
 	}
-	begun := time.Now()
-	for i := range 30 {
-		for len(steps) > 0 && time.Since(begun) >= steps[0].at {
-			steps[0].do()
-			steps = steps[1:]
+	steps := []step{{0, f.Links.Heal}}
+	if s == forged.Stalled {
+		steps = append(steps, step{after(0, 30), func() { f.Disk(0).Suffer(faultfs.Fault{}) }}, step{after(31, 60), func() { f.apart(next) }})
+	}
+	// The next leader tries entries ever more rarely, and says within half a heartbeat timeout that it leads. What is proposed while the old one
+	// makes the next term durable is harmless, and ends its leading: writes are farther apart than that takes.
+	for i := range 12 {
+		steps = append(steps, step{time.Duration(i) * 25 * time.Millisecond, func() { write(i) }})
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
+	healed := time.Now()
+	for _, step := range steps {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Until(healed.Add(step.at))):
+			step.do()
 		}
-		write(i)
-		time.Sleep(pause)
 	}
 	if s == forged.Stalled { // the other two go on without the next leader
 		f.put(ctx, f.old, fmt.Sprintf("forged/%d/last", number), "last")
 	}
 	return nil
+}
+
+// frozenLogs compares the logs as they are now: of peers that stand still meanwhile.
+func (f *forge695) frozenLogs() (failed error) {
+	var dirs []string
+	for i := range f.Peers() {
+		failed = errors.Join(failed, f.Peer(i).Freeze())
+		dirs = append(dirs, f.DataDir(i))
+	}
+	if failed == nil {
+		failed = harness.SameLogs(0, dirs...)
+	}
+	for i := range f.Peers() {
+		failed = errors.Join(failed, f.Peer(i).Thaw())
+	}
+	return failed
+}
+
+// apart has one peer and the others refuse each other's connections.
+func (f *forge695) apart(alone int) {
+	for i := range f.Peers() {
+		if i != alone {
+			f.Links.Refuse(alone, i)
+			f.Links.Refuse(i, alone)
+		}
+	}
 }
