@@ -30,6 +30,7 @@ import (
 	"github.com/spike-ha/spike-ha/internal/process"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/tests/harness/faultfs"
+	"github.com/spike-ha/spike-ha/tests/s3server"
 )
 
 // TrustDomain is that of every identity.
@@ -52,6 +53,8 @@ type Options struct {
 	Links, Namespaces bool
 	// Disks puts a file system that fails on purpose under the data directory of each peer, which takes root.
 	Disks bool
+	// Store runs an S3 server, to which every peer archives.
+	Store bool
 	// Supervise starts peers again that end of their own accord.
 	Supervise bool
 	// TTL is the life of SVIDs; devca.DefaultTTL when 0.
@@ -69,7 +72,8 @@ type Options struct {
 // Cluster is a running cluster. Its methods may be called from any goroutine.
 type Cluster struct {
 	Authority *devca.Authority
-	Links     *Links // nil without Options.Links and Options.Namespaces
+	Links     *Links          // nil without Options.Links and Options.Namespaces
+	Store     *s3server.Proxy // what stands in front of the S3 server; nil without Options.Store
 
 	o       Options
 	spawner *process.Spawner
@@ -77,6 +81,7 @@ type Cluster struct {
 	peers   []*process.Child
 	keepers []*process.Child
 	disks   []*faultfs.FS
+	store   *s3server.Server
 	log     *os.File
 	metrics []string
 	closing chan struct{} // closed at the end
@@ -109,7 +114,7 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 		TTL: c.o.TTL, Logger: slog.New(slog.NewTextHandler(c.log, nil))}); err != nil {
 		return err
 	}
-	if err := c.plan(); err != nil {
+	if err := c.plan(ctx); err != nil {
 		return err
 	}
 	if c.o.Disks {
@@ -125,8 +130,8 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	return c.bringUp(ctx)
 }
 
-// plan makes the processes.
-func (c *Cluster) plan() error {
+// plan makes the processes, and starts what they need besides.
+func (c *Cluster) plan(ctx context.Context) error {
 	total := c.o.Voters + c.o.Learners
 	if c.o.Links || c.o.Namespaces {
 		c.Links = newLinks(total)
@@ -155,6 +160,10 @@ func (c *Cluster) plan() error {
 		for i := range total {
 			c.addresses[i] = proxy.address(i)
 		}
+	}
+	archive, err := c.openStore(ctx)
+	if err != nil {
+		return err
 	}
 	var keepers []string
 	for i := range c.o.Keepers {
@@ -187,7 +196,7 @@ func (c *Cluster) plan() error {
 		}
 		fixed := []string{"--id", name, "--data-dir", c.DataDir(i), "--listen", api, "--metrics-listen", metrics, "--keepers", strings.Join(keepers, ","),
 			"--trust-root", TrustDomain, "--endpoint-socket", child.Args[0]}
-		child.Args = slices.Concat(fixed, c.o.Args, c.o.ArgsOf[name], c.places(i, listen[i], c.addresses))
+		child.Args = slices.Concat(fixed, archive, c.o.Args, c.o.ArgsOf[name], c.places(i, listen[i], c.addresses))
 		if c.o.Supervise {
 			child.Died = c.supervise
 		}
@@ -482,6 +491,7 @@ func (c *Cluster) Close() {
 	if w := c.wires(); w != nil {
 		w.close()
 	}
+	c.closeStore()
 	if c.Authority != nil {
 		c.Authority.Close()
 	}

@@ -113,7 +113,7 @@ func (n *network) joinHost() error {
 		err = feed(n.hub, fmt.Sprintf("link add host type veth peer name %s netns /proc/%d/ns/net\nlink set host master hub up", name, os.Getpid()), "ip", "-batch", "-")
 		if err == nil {
 			n.prefix = fmt.Sprintf("198.%d.%d.", 18+number/256, number%256)
-			return feed(nil, fmt.Sprintf("address add %s%d/24 dev %s\nlink set %s up", n.prefix, hostAddress, name, name), "ip", "-batch", "-")
+			return feed(nil, fmt.Sprintf("address add %s/24 dev %s\nlink set %s up", n.host(), name, name), "ip", "-batch", "-")
 		}
 		if !strings.Contains(err.Error(), "File exists") {
 			return err
@@ -124,6 +124,9 @@ func (n *network) joinHost() error {
 
 // address is where a node serves clients.
 func (n *network) address(node int) string { return fmt.Sprintf("%s%d", n.prefix, node+1) }
+
+// host is where the nodes find this process.
+func (n *network) host() string { return fmt.Sprintf("%s%d", n.prefix, hostAddress) }
 
 // link is where the other nodes find it, at its so-many-th place.
 func (n *network) link(node, place int) string {

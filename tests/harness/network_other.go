@@ -19,5 +19,6 @@ func newNetwork(*Links, int) (*network, error) {
 }
 
 func (n *network) address(int) string     { return "" }
+func (n *network) host() string           { return "" }
 func (n *network) link(int, int) string   { return "" }
 func (n *network) setLink(int, int) error { return nil }

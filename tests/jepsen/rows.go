@@ -47,7 +47,7 @@ var rows = []row{
 	{number: 25, what: "a new cluster out of the archive, all old ones dead, killed at each step", tests: []string{"./tests/e2e TestLossOfEverything", "./tests/e2e TestColdStart"}},
 	{number: 26, what: "a restore into the running cluster, killed at each step, and under load", nemeses: []string{"restore-live", "restore-live-kill"}, tests: []string{"./tests/e2e TestCrashesInRestoreLive"}},
 	{number: 27, what: "the majority is lost, one peer goes on alone, and the lost ones come back", tests: []string{"./tests/e2e TestMembership"}},
-	{number: 28, what: "a store that fails, also after it succeeded, two clusters in one place, leaders that were replaced", tests: []string{"./tests/e2e TestLossWithFailingStore"}},
+	{number: 28, what: "a store that fails, also after it succeeded, two clusters in one place, leaders that were replaced; nobody gets through to it, it hangs, is late, or lies", nemeses: []string{"store-down", "store-slow", "store-fails", "store-fails+kill-leader", "store-lies"}, tests: []string{"./tests/e2e TestLossWithFailingStore"}},
 	{number: 29, what: "federation of several stores", without: "there is no federation in this product"},
 	{number: 30, what: "identities expire, and their authority is replaced; none is to be had for longer than one lives", nemeses: []string{"svid-short", "identity-down"}, tests: []string{"./tests/e2e TestRotationOfIdentities"}},
 	{number: 31, what: "no room for the audit log, or a slow disk under it", nemeses: []string{"audit-full", "audit-slow"}},

@@ -21,6 +21,7 @@ import (
 	"github.com/spike-ha/spike-ha/tests/jepsen/nemesis"
 	"github.com/spike-ha/spike-ha/tests/jepsen/report"
 	"github.com/spike-ha/spike-ha/tests/jepsen/workload"
+	"github.com/spike-ha/spike-ha/tests/s3server"
 )
 
 // Cell is one run: a nemesis, workloads, a seed and a length.
@@ -92,8 +93,6 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 		return nil, err
 	}
 	r := &run{cell: cell, nemesis: nem, dir: dir, silent: map[int]time.Duration{}}
-	started, cancel := context.WithTimeout(ctx, bringUp)
-	defer cancel()
 	o := harness.Options{Dir: dir, Binaries: binaries, Voters: cell.Voters, Learners: cell.Learners, Keepers: cell.Keepers, Links: true, Namespaces: cell.Namespaces}
 	if cell.Defect != "" {
 		o.Env = []string{"SPIKE_PLANTED=" + string(cell.Defect)}
@@ -104,6 +103,13 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	if o.Failpoints {
 		o.Binaries = filepath.Join(binaries, "failpoints")
 	}
+	if o.Store { // which may take longer than a cluster may to start
+		if err := s3server.Build(); err != nil {
+			return nil, errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+	started, cancel := context.WithTimeout(ctx, bringUp)
+	defer cancel()
 	c, err := harness.Start(started, o)
 	keep := true
 	defer func() {
@@ -289,6 +295,13 @@ func (r *run) attack(ctx context.Context) {
 			return
 		}
 		f.Recovered = r.recorder.Now()
+		if harm.After != nil {
+			limit, cancel := context.WithTimeout(ctx, bringUp)
+			if err := harm.After(limit); err != nil {
+				r.broken = append(r.broken, fmt.Sprintf("after the fault at %s (%s) was over: %v", f.Begin.Round(time.Millisecond), f.What, err))
+			}
+			cancel()
+		}
 		r.faults = append(r.faults, f)
 		for _, i := range harm.Silenced {
 			r.silent[i] += f.Recovered - f.Begin

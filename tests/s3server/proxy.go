@@ -5,15 +5,18 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
@@ -40,6 +43,7 @@ const (
 	Torn           Fault = "the answer breaks off half way"
 	Short          Fault = "the answer is half of it, and says that this is all"
 	Flipped        Fault = "one bit of the answer is another"
+	Late           Fault = "it was done and the answer comes seconds later"
 	StaleList      Fault = "a list is answered as it was when first asked for"
 )
 
@@ -59,8 +63,9 @@ type Rule struct {
 type Proxy struct {
 	*Server
 	back  string // the server's address
-	next  http.RoundTripper
-	close chan struct{}
+	next  *http.Transport
+	front *httptest.Server
+	ended chan struct{} // closed at the end
 
 	mu    sync.Mutex // guards what follows
 	rng   *rand.Rand
@@ -80,29 +85,48 @@ type answer struct {
 	body   []byte
 }
 
-// Proxy puts a proxy in front of the server, which does chance from a seed.
+// Proxy puts a proxy in front of the server, which does chance from a seed and ends with the test.
 func (s *Server) Proxy(t testing.TB, seed uint64, rules ...Rule) *Proxy {
 	t.Helper()
-	front := *s
-	transport := s.transport(t)
-	p := &Proxy{Server: &front, back: s.Address, next: transport, close: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, seed)), lists: map[string]*answer{}}
-	p.Do(rules...)
-	dir := filepath.Dir(s.CA)
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	p, err := s.Front("127.0.0.1:0", seed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := httptest.NewUnstartedServer(p)
-	h.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
-	h.StartTLS()
-	front.Address = h.Listener.Addr().String()
-	t.Cleanup(func() {
-		close(p.close)
-		h.CloseClientConnections()
-		h.Close()
-		transport.CloseIdleConnections()
-	})
+	t.Cleanup(p.Close)
+	p.Do(rules...)
 	return p
+}
+
+// Front is Proxy at an address, which the server's certificate must be good for.
+func (s *Server) Front(address string, seed uint64) (*Proxy, error) {
+	transport, err := s.transport()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Dir(s.CA)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	server := *s
+	server.Address = listener.Addr().String()
+	p := &Proxy{Server: &server, back: s.Address, next: transport, ended: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, seed)), lists: map[string]*answer{}}
+	p.front = &httptest.Server{Listener: listener, TLS: &tls.Config{Certificates: []tls.Certificate{cert}},
+		Config: &http.Server{Handler: p, ErrorLog: log.New(io.Discard, "", 0)}} // which is full of what clients did not like
+	p.front.StartTLS()
+	return p, nil
+}
+
+// Close ends the proxy, and not the server.
+func (p *Proxy) Close() {
+	close(p.ended)
+	p.front.CloseClientConnections()
+	p.front.Close()
+	p.next.CloseIdleConnections()
 }
 
 // Do replaces the rules.
@@ -112,6 +136,32 @@ func (p *Proxy) Do(rules ...Rule) {
 	p.rules = nil
 	for _, r := range rules {
 		p.rules = append(p.rules, &rule{Rule: r})
+	}
+}
+
+// Add puts rules behind those that there are, and does chance from a seed henceforth. end takes them away again; hit is
+// how many requests met one of them so far.
+func (p *Proxy) Add(seed uint64, rules ...Rule) (end func(), hit func() int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rng = rand.New(rand.NewPCG(seed, seed))
+	var added []*rule
+	for _, r := range rules {
+		added = append(added, &rule{Rule: r})
+	}
+	p.rules = append(p.rules, added...)
+	end = func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.rules = slices.DeleteFunc(p.rules, func(r *rule) bool { return slices.Contains(added, r) })
+	}
+	return end, func() (n int) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, r := range added {
+			n += r.hit
+		}
+		return n
 	}
 }
 
@@ -156,6 +206,9 @@ func (p *Proxy) fault(r *http.Request) Fault {
 	return ""
 }
 
+// latest is how late an answer may come.
+const latest = 4 * time.Second
+
 // ServeHTTP passes a request on, or not.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	fault := p.fault(req)
@@ -191,6 +244,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			at := p.rng.IntN(8 * len(body))
 			p.mu.Unlock()
 			body[at/8] ^= 1 << (at % 8)
+		}
+	case Late:
+		p.mu.Lock()
+		late := time.Duration(p.rng.Int64N(int64(latest)))
+		p.mu.Unlock()
+		select {
+		case <-time.After(late):
+		case <-p.ended:
+			panic(http.ErrAbortHandler)
 		}
 	case StaleList:
 		body = p.first(req, a).body
@@ -260,12 +322,12 @@ func (p *Proxy) first(r *http.Request, a *answer) *answer {
 	return p.lists[key]
 }
 
-// hang waits until the client has gone, or the test has ended.
+// hang waits until the client has gone, or the proxy ends.
 func (p *Proxy) hang(r *http.Request) {
 	io.Copy(io.Discard, r.Body) // only after it is a client seen to go
 	select {
 	case <-r.Context().Done():
-	case <-p.close:
+	case <-p.ended:
 	}
 	panic(http.ErrAbortHandler)
 }

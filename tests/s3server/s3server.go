@@ -1,6 +1,7 @@
 // Package s3server runs a real S3 server for tests: versitygw, built from the module in tools/s3 (minio, from tools/minio, with the
 // build tag minio), over a directory, on loopback, with TLS under an authority of its own; and a Proxy in front of it that does what
-// stores do on bad days. Nothing of it outlives the test.
+// stores do on bad days. Run and Front are for programs, which close what they get; Start and Server.Proxy are for tests, which nothing
+// of it outlives.
 package s3server
 
 import (
@@ -40,6 +41,8 @@ type Server struct {
 	Access, Secret string
 	Credentials    string // file with both, as the SDK reads it
 	Data           string // its directory
+
+	stop func() // of the one that Run returned, and its copies
 }
 
 // built is where the server's program lies, in the cache of Go's builds.
@@ -56,29 +59,46 @@ var built = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(out)), nil
 })
 
+// Build builds the server's program, which takes minutes the first time; Run does it, too.
+func Build() error {
+	_, err := built()
+	return err
+}
+
 // Start starts a server, which ends with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	path, err := built()
+	s, err := Run(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	s := &Server{CA: filepath.Join(dir, "ca.pem"), Access: "root", Secret: "secret-of-root-in-tests", Data: filepath.Join(dir, "data")}
-	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	if err := errors.Join(os.Mkdir(s.Data, 0o700), os.Mkdir(filepath.Join(dir, "versions"), 0o700), os.Mkdir(filepath.Join(dir, "iam"), 0o700), certify(s.CA, cert, key), s.keep("root")); err != nil {
-		t.Fatal(err)
-	}
-	for range 5 { // a port may be taken between looking and listening
-		if err = s.start(t, path, dir, cert, key); err == nil {
-			return s
-		}
-	}
-	t.Fatal(err)
-	return nil
+	t.Cleanup(s.Close)
+	return s
 }
 
-func (s *Server) start(t testing.TB, path, dir, cert, key string) error {
+// Run starts a server on loopback over an empty directory. Its certificate is good for other addresses, too: those of proxies.
+func Run(dir string, hosts ...net.IP) (*Server, error) {
+	path, err := built()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{CA: filepath.Join(dir, "ca.pem"), Access: "root", Secret: "secret-of-root-in-tests", Data: filepath.Join(dir, "data")}
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	if err := errors.Join(os.Mkdir(s.Data, 0o700), os.Mkdir(filepath.Join(dir, "versions"), 0o700), os.Mkdir(filepath.Join(dir, "iam"), 0o700), certify(s.CA, cert, key, hosts...), s.keep("root")); err != nil {
+		return nil, err
+	}
+	for range 5 { // a port may be taken between looking and listening
+		if err = s.start(path, dir, cert, key); err == nil {
+			return s, nil
+		}
+	}
+	return nil, err
+}
+
+// Close ends the server.
+func (s *Server) Close() { s.stop() }
+
+func (s *Server) start(path, dir, cert, key string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -90,14 +110,21 @@ func (s *Server) start(t testing.TB, path, dir, cert, key string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := s.command(t, path, dir, cert, key)
+	cmd, err := s.command(path, dir, cert, key)
+	if err != nil {
+		return err
+	}
+	transport, err := s.transport()
+	if err != nil {
+		return err
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	client := &http.Client{Transport: s.transport(t)}
+	client := &http.Client{Transport: transport}
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -105,10 +132,10 @@ func (s *Server) start(t testing.TB, path, dir, cert, key string) error {
 		r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+s.Address+"/", nil)
 		if response, err := client.Do(r); err == nil {
 			response.Body.Close()
-			t.Cleanup(func() {
+			s.stop = func() {
 				cmd.Process.Kill()
 				<-ended
-			})
+			}
 			return nil
 		}
 		select {
@@ -124,22 +151,28 @@ func (s *Server) start(t testing.TB, path, dir, cert, key string) error {
 }
 
 // transport trusts the server's authority and nobody else.
-func (s *Server) transport(t testing.TB) *http.Transport {
-	t.Helper()
+func (s *Server) transport() (*http.Transport, error) {
 	authority, err := os.ReadFile(s.CA)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(authority)
-	return &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableCompression: true}
+	return &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableCompression: true}, nil
 }
 
 // Client is the SDK's client, for what snapshot.Bucket does not do: policies, versions, locks.
 func (s *Server) Client(t testing.TB) *s3.Client {
 	t.Helper()
-	transport := s.transport(t)
+	transport, err := s.transport()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(transport.CloseIdleConnections)
+	return s.over(transport)
+}
+
+func (s *Server) over(transport *http.Transport) *s3.Client {
 	return s3.New(s3.Options{
 		BaseEndpoint: aws.String("https://" + s.Address), Region: "us-east-1", UsePathStyle: true, HTTPClient: &http.Client{Transport: transport},
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
@@ -152,6 +185,17 @@ func (s *Server) Client(t testing.TB) *s3.Client {
 func (s *Server) Bucket(t testing.TB, name string) string {
 	t.Helper()
 	return s.bucket(t, &s3.CreateBucketInput{Bucket: &name})
+}
+
+// MakeBucket makes a bucket and returns its address.
+func (s *Server) MakeBucket(ctx context.Context, name string) (string, error) {
+	transport, err := s.transport()
+	if err != nil {
+		return "", err
+	}
+	defer transport.CloseIdleConnections()
+	_, err = s.over(transport).CreateBucket(ctx, &s3.CreateBucketInput{Bucket: &name})
+	return s.URL(name), err
 }
 
 // LockedBucket makes a bucket in which objects stay for so many days, whatever their owner wants.
@@ -202,8 +246,8 @@ func (s *Server) keep(name string) error {
 	return errors.Join(err, f.Close())
 }
 
-// certify makes an authority and a certificate for loopback.
-func certify(ca, cert, key string) error {
+// certify makes an authority and a certificate for loopback and for hosts.
+func certify(ca, cert, key string, hosts ...net.IP) error {
 	authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -219,7 +263,7 @@ func certify(ca, cert, key string) error {
 		return err
 	}
 	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "s3"}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+		IPAddresses: append([]net.IP{net.IPv4(127, 0, 0, 1)}, hosts...), DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, server.Public(), authority)
 	if err != nil {
 		return err

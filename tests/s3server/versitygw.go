@@ -11,11 +11,11 @@ import (
 
 const module, program = "s3", "versitygw"
 
-func (s *Server) command(_ testing.TB, path, dir, cert, key string) *exec.Cmd {
+func (s *Server) command(path, dir, cert, key string) (*exec.Cmd, error) {
 	cmd := exec.Command(path, "--port", s.Address, "--cert", cert, "--key", key, "--quiet", "--iam-dir", filepath.Join(dir, "iam"),
 		"posix", "--versioning-dir", filepath.Join(dir, "versions"), s.Data)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY_ID="+s.Access, "ROOT_SECRET_ACCESS_KEY="+s.Secret)
-	return cmd
+	return cmd, nil
 }
 
 // User makes a user, who may do nothing until a policy says so, and returns the server as that user.

@@ -65,6 +65,8 @@ type Harm struct {
 	Check func(context.Context) error
 	// Undo ends the fault.
 	Undo func(context.Context) error
+	// After, if there is one, is asked once the fault is over and every peer answers again; what it says is a violation.
+	After func(context.Context) error
 }
 
 // Nemesis does one kind of harm.
@@ -90,7 +92,7 @@ type Nemesis struct {
 func All() []Nemesis {
 	return slices.Concat([]Nemesis{{Name: "none", About: "no fault", Do: func(context.Context, *Target) (Harm, error) {
 		return Harm{What: "nothing"}, nil
-	}}}, partitions(), links(), processes(), operations(), members(), keepers(), disks(), damages(), failpoints(), snapshots(), identities(), hostilities())
+	}}}, partitions(), links(), processes(), operations(), members(), keepers(), disks(), damages(), failpoints(), snapshots(), identities(), hostilities(), stores())
 }
 
 // Find is the nemesis of a name; "a+b" is a with b on top of it.
@@ -147,7 +149,7 @@ func overlap(a, b Nemesis) Nemesis {
 					return nil
 				}
 				return failed
-			}}, nil
+			}, After: func(ctx context.Context) error { return errors.Join(lower.after(ctx), upper.after(ctx)) }}, nil
 		}}
 }
 
@@ -166,6 +168,13 @@ func (h Harm) bit(ctx context.Context) error {
 		return nil
 	}
 	return h.Bit(ctx)
+}
+
+func (h Harm) after(ctx context.Context) error {
+	if h.After == nil {
+		return nil
+	}
+	return h.After(ctx)
 }
 
 func (h Harm) undo(ctx context.Context) error {
