@@ -35,14 +35,14 @@ test-minio: ## the tests of S3 against minio, a second implementation; 2 minutes
 	$(GO) test -race -tags minio -timeout 20m -count 1 ./snapshot/s3
 
 # The programs and the suite are built from the same code, which reports name.
-JEPSEN = $(GO) build -ldflags '-X main.revision=$(VERSION)' -o $(BIN)/ ./tests/jepsen && $(BIN)/jepsen -binaries $(BIN) -resume=$(or $(RESUME),false)
+JEPSEN = $(GO) build -ldflags '-X main.revision=$(VERSION)' -o $(BIN)/ ./tests/jepsen && $(BIN)/jepsen -binaries $(BIN) -resume=$(or $(RESUME),false) -seed $(or $(SEED),0)
 # Who may makes a network for each process.
 NAMESPACES = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v nft)),-namespaces)
 HOURS ?= 2
 jepsen: build ## attack clusters of the real programs; under 5 minutes, alone on the machine
 	$(JEPSEN)
 
-jepsen-full: build bin/failpoints bin/previous ## every row of the table; RESUME=true goes on where it was
+jepsen-full: build bin/failpoints bin/previous ## every row of the table; RESUME=true goes on where it was, SEED=n repeats
 	$(JEPSEN) -tier full -length 30s $(NAMESPACES)
 
 jepsen-soak: build bin/failpoints ## two random harms at a time for HOURS hours

@@ -52,13 +52,13 @@ func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.
 					return 3
 				}
 			}
-			for i := range done + void {
+			for i := range void + done {
 				var found []string
 				var note error
-				switch {
-				case i >= done:
+				if i < void {
 					note = forged.ErrVoid
-				case i == done-1: // a round ends with it
+				}
+				if i == void+done-1 { // a round ends with it, or it showed at its end
 					found = violations
 				}
 				if err := counts.Note(n, found, note); err != nil {
@@ -70,6 +70,10 @@ func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.
 		caught += n.Caught
 	}
 	fmt.Print(counts.Table())
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "interrupted: -resume goes on")
+		return 3
+	}
 	if caught > 0 {
 		return 1
 	}
@@ -96,8 +100,10 @@ func forgeRound(ctx context.Context, s forged.Scenario, tries int, defect plante
 	c, err := harness.Start(started, o)
 	defer func() {
 		c.Close()
-		if len(violations) == 0 || os.Rename(dir, filepath.Join(out, filepath.Base(dir)+".data")) != nil {
+		if len(violations) == 0 {
 			os.RemoveAll(dir)
+		} else if err := move(dir, filepath.Join(out, filepath.Base(dir)+".data")); err != nil {
+			fmt.Fprintf(os.Stderr, "what a violation was found in stays in %s: %v\n", dir, err)
 		}
 	}()
 	if err != nil {

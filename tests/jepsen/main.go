@@ -7,8 +7,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -17,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -53,7 +56,7 @@ func attackAll() int {
 	flag.BoolVar(&s.cell.Namespaces, "namespaces", false, "give each process a network of its own, instead of a proxy to the others; needs root, ip, tc and nft")
 	flag.StringVar(&s.out, "out", "jepsen-results", "`DIRECTORY` for reports and, of runs that did not pass, data, logs and history")
 	flag.StringVar(&s.binaries, "binaries", "bin", "`DIRECTORY` of nexus and keeper")
-	flag.BoolVar(&s.resume, "resume", false, "pass over runs that have a report of this build in -out")
+	flag.BoolVar(&s.resume, "resume", false, "go on with what -out has of this build: with its seed, and without the runs that have a verdict")
 	flag.Parse()
 	switch {
 	case *list:
@@ -71,8 +74,9 @@ func attackAll() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
 	}
-	if s.seed == 0 {
-		s.seed = rand.Uint64N(1 << 32)
+	if err := s.draw(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 3
 	}
 	s.cell.Voters, s.cell.Learners, s.cell.Keepers = 3, 1, 3
 	if *workloads != "" {
@@ -84,7 +88,10 @@ func attackAll() int {
 	case *entries:
 		return forge(ctx, *tries, s.resume, s.out)
 	case *mustfail:
-		return mustFail(ctx, strings.Split(*defects, ","), s.seed, s.cell, s.binaries, s.out)
+		return mustFail(ctx, *defects, s.seed, s.cell, s.binaries, s.out)
+	}
+	fmt.Printf("build %s, seed %d; %s\n", revision, s.seed, s.cell.config())
+	switch {
 	case *nemeses != "":
 		s.each(ctx, strings.Split(*nemeses, ","))
 	case *number != 0:
@@ -104,7 +111,11 @@ func attackAll() int {
 		s.soak(ctx, *soak)
 	}
 	fmt.Print(report.Table(s.runs))
-	return s.worst
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "interrupted: -resume goes on")
+		return 3
+	}
+	return s.exit()
 }
 
 // suite runs cells one after the other.
@@ -114,8 +125,38 @@ type suite struct {
 	binaries, out string
 	resume        bool
 
-	runs  []*report.Run
-	worst int // the exit code so far
+	runs   []*report.Run
+	failed int // runs that could not be made
+}
+
+// draw draws the seed, or takes the one of the runs that it goes on with.
+func (s *suite) draw() error {
+	file := filepath.Join(s.out, "seed")
+	if raw, err := os.ReadFile(file); s.seed == 0 && s.resume && err == nil {
+		if s.seed, err = strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 64); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	if s.seed == 0 {
+		s.seed = 1 + rand.Uint64N(1<<32)
+	}
+	return os.WriteFile(file, fmt.Appendln(nil, s.seed), 0o644)
+}
+
+// exit is the exit code.
+func (s *suite) exit() int {
+	has := func(v report.Verdict) bool {
+		return slices.ContainsFunc(s.runs, func(r *report.Run) bool { return r.Verdict == v })
+	}
+	switch {
+	case s.failed > 0:
+		return 3
+	case has(report.Violated):
+		return 1
+	case has(report.Invalid):
+		return 2
+	}
+	return 0
 }
 
 func (s *suite) each(ctx context.Context, names []string) {
@@ -130,13 +171,17 @@ func (s *suite) each(ctx context.Context, names []string) {
 func (s *suite) test(ctx context.Context, list []string) {
 	for _, line := range list {
 		pkg, name, _ := strings.Cut(line, " ")
-		file := filepath.Join(s.out, name+".json")
-		r := earlier(file)
-		if !s.resume || r == nil || r.Verdict != report.Passed {
+		r := s.earlier(name, "")
+		if r == nil {
 			r = &report.Run{Name: name, Nemesis: name, Build: revision, When: time.Now().UTC()}
-			cmd := exec.CommandContext(ctx, "go", "test", "-count", "1", "-timeout", "10m", "-run", "^"+name+"$", pkg)
-			out, err := cmd.CombinedOutput()
+			out, err := exec.CommandContext(ctx, "go", "test", "-v", "-count", "1", "-timeout", "10m", "-run", "^"+name+"$", pkg).CombinedOutput()
+			if ctx.Err() != nil {
+				return
+			}
 			r.Length = time.Since(r.When)
+			if err == nil && (!bytes.Contains(out, []byte("--- PASS: "+name+" ")) || bytes.Contains(out, []byte("--- SKIP: "))) {
+				err = errors.New("it was not run, or skipped something")
+			}
 			if err != nil {
 				r.Violations = []string{fmt.Sprintf("%v; %s", err, filepath.Join(s.out, name+".log"))}
 				_ = os.WriteFile(filepath.Join(s.out, name+".log"), out, 0o644)
@@ -147,13 +192,8 @@ func (s *suite) test(ctx context.Context, list []string) {
 				fmt.Fprintln(os.Stderr, err)
 			}
 		}
-		s.add(r)
+		s.runs = append(s.runs, r)
 	}
-}
-
-func (s *suite) add(r *report.Run) {
-	s.runs = append(s.runs, r)
-	s.worst = max(s.worst, map[report.Verdict]int{report.Passed: 0, report.Violated: 1, report.Invalid: 2}[r.Verdict])
 }
 
 // soak draws pairs of nemeses until they attacked for long enough, those of an earlier start included when it goes on.
@@ -166,7 +206,8 @@ func (s *suite) soak(ctx context.Context, long time.Duration) {
 	}
 	draw := rand.New(rand.NewPCG(s.seed, 7))
 	var done time.Duration
-	for i := uint64(0); done < long && ctx.Err() == nil; i++ {
+	s.cell.Drawn = true
+	for i := uint64(0); done < long && ctx.Err() == nil && s.failed < 5; i++ {
 		r := s.run(ctx, all[draw.IntN(len(all))]+"+"+all[draw.IntN(len(all))], s.seed+i)
 		if r != nil {
 			done += r.Length
@@ -179,9 +220,8 @@ func (s *suite) soak(ctx context.Context, long time.Duration) {
 func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
 	cell := s.cell
 	cell.Nemesis, cell.Seed = name, seed
-	file := filepath.Join(s.out, cell.Name()+".json")
-	if r := earlier(file); s.resume && r != nil && r.Verdict == report.Passed {
-		s.add(r)
+	if r := s.earlier(cell.Name(), cell.config()); r != nil {
+		s.runs = append(s.runs, r)
 		return r
 	}
 	r, err := execute(ctx, cell, s.binaries, s.out)
@@ -189,25 +229,24 @@ func (s *suite) run(ctx context.Context, name string, seed uint64) *report.Run {
 		return nil // it was cut short: what is missing at its end says nothing
 	}
 	if err == nil {
-		fmt.Println(r.Line())
-		for _, v := range slices.Concat(r.Violations, r.Invalid) {
-			fmt.Println("    " + v)
-		}
+		fmt.Print(r.Text())
 		err = r.Save(s.out)
 	}
 	if err != nil {
 		fmt.Printf("%-36s could not be run: %v\n", cell.Name(), err)
-		s.worst = 3
+		s.failed++
 		return nil
 	}
-	s.add(r)
+	s.runs = append(s.runs, r)
 	return r
 }
 
-// earlier is the report of a run of this build, if there is one.
-func earlier(file string) *report.Run {
+// earlier is the report of the same run of this build, if there is one that came to a verdict and this goes on. A violation stays one: it
+// is looked into, not tried again.
+func (s *suite) earlier(name, config string) *report.Run {
 	var r report.Run
-	if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &r) != nil || r.Build != revision {
+	b, err := os.ReadFile(filepath.Join(s.out, name+".json"))
+	if !s.resume || err != nil || json.Unmarshal(b, &r) != nil || r.Build != revision || r.Config != config || r.Verdict == report.Invalid {
 		return nil
 	}
 	return &r

@@ -43,12 +43,19 @@ const inProcess = "-forged"
 const tries = 8
 
 // mustFail runs builds with a defect, and fails unless each is caught for what it is.
-func mustFail(ctx context.Context, only []string, seed uint64, common Cell, binaries, out string) int {
-	worst := 0
-	for i, d := range planted.All {
-		if only[0] != "" && !slices.Contains(only, string(d)) {
-			continue
+func mustFail(ctx context.Context, only string, seed uint64, common Cell, binaries, out string) int {
+	worst, list := 0, planted.All
+	if only != "" {
+		list = nil
+		for _, name := range strings.Split(only, ",") {
+			if !slices.Contains(planted.All, planted.Defect(name)) {
+				fmt.Fprintf(os.Stderr, "there is no defect %q\n", name)
+				return 3
+			}
+			list = append(list, planted.Defect(name))
 		}
+	}
+	for i, d := range list {
 		caught := false
 		if catches[d].nemesis == inProcess {
 			said, err := forgedBy(ctx, d, binaries, out)

@@ -22,7 +22,7 @@ func TestRows(t *testing.T) {
 			t.Errorf("row %d is attacked: %v; and left out: %q", r.number, attacked, r.without)
 		}
 		for _, name := range r.nemeses {
-			if _, err := nemesis.Find(name); err != nil {
+			if _, err := nemesis.Find(name, false); err != nil {
 				t.Errorf("row %d: %v", r.number, err)
 			}
 		}
@@ -33,7 +33,7 @@ func TestRows(t *testing.T) {
 		}
 	}
 	for _, name := range smoke {
-		if _, err := nemesis.Find(name); err != nil {
+		if _, err := nemesis.Find(name, false); err != nil {
 			t.Error(err)
 		}
 	}

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"html/template"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +38,7 @@ type Cell struct {
 	Keepers   int
 	// Namespaces gives each process a network of its own, instead of a proxy to the others.
 	Namespaces bool
+	Drawn      bool           // the nemesis is a pair drawn by chance: one of the two may keep the other from doing any harm
 	Attempt    time.Duration  // bounds one operation; 0: what is usual
 	Defect     planted.Defect // that the programs have on purpose; "" for none
 }
@@ -49,6 +52,19 @@ func (c Cell) Name() string {
 		return fmt.Sprintf("%s-namespaces-%d", c.Nemesis, c.Seed)
 	}
 	return fmt.Sprintf("%s-%d", c.Nemesis, c.Seed)
+}
+
+// config is what was asked for besides the nemesis and the seed.
+func (c Cell) config() string {
+	links := "proxies on loopback"
+	if c.Namespaces {
+		links = "a network for each process"
+	}
+	text := fmt.Sprintf("%d voters, %d learners, %d Keepers, %s, attacked for %s, pauses of %s", c.Voters, c.Learners, c.Keepers, links, c.Length, c.Pace)
+	if len(c.Workloads) > 0 {
+		text += ", workloads " + strings.Join(c.Workloads, " ")
+	}
+	return text
 }
 
 const (
@@ -81,7 +97,7 @@ type run struct {
 
 // execute runs a cell. The error is of the harness; what was found is in the report.
 func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run, error) {
-	nem, err := nemesis.Find(cell.Nemesis)
+	nem, err := nemesis.Find(cell.Nemesis, cell.Drawn)
 	if err != nil {
 		return nil, err
 	}
@@ -118,10 +134,10 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 		}
 		c.Close()
 		if keep {
-			to := filepath.Join(out, cell.Name()+".data")
-			if err := errors.Join(os.RemoveAll(to), os.Rename(dir, to)); err == nil {
-				return
+			if err := move(dir, filepath.Join(out, cell.Name()+".data")); err != nil {
+				fmt.Fprintf(os.Stderr, "what %s wrote stays in %s: %v\n", cell.Name(), dir, err)
 			}
+			return
 		}
 		os.RemoveAll(dir)
 	}()
@@ -158,6 +174,20 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	result := r.judge(ctx, loads)
 	keep = result.Verdict != report.Passed && cell.Defect == ""
 	return result, nil
+}
+
+// move puts a directory into another place, which may be on another file system, instead of what is there.
+func move(from, to string) error {
+	if err := os.RemoveAll(to); err != nil {
+		return err
+	}
+	if os.Rename(from, to) == nil {
+		return nil
+	}
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		return err
+	}
+	return os.RemoveAll(from)
 }
 
 // clients makes clients of the cluster, which are closed at the end.
@@ -303,7 +333,7 @@ func (r *run) attack(ctx context.Context) {
 			cancel()
 		}
 		r.faults = append(r.faults, f)
-		for _, i := range harm.Silenced {
+		for _, i := range slices.Concat(harm.Silenced, harm.Excused) {
 			r.silent[i] += f.Recovered - f.Begin
 		}
 	}
@@ -336,15 +366,15 @@ func (r *run) bite(f *report.Fault, harm nemesis.Harm) {
 	}
 }
 
-// recovered waits until every peer answers what was asked after a moment.
+// recovered waits until every peer answers what was asked after a moment, changes too.
 func (r *run) recovered(ctx context.Context, since time.Duration) error {
 	limit, cancel := context.WithTimeout(ctx, recover)
 	defer cancel()
 	return harness.Poll(limit, func() error {
-		n := r.recorder.OKs(since)
+		n, changes := r.recorder.OKs(since), r.recorder.Changes(since)
 		for i := history.Anybody; i < r.target.Peers(); i++ {
-			if n[i] < 5 {
-				return fmt.Errorf("peer %d answered %d operations", i, n[i])
+			if n[i] < 5 || changes[i] < 1 {
+				return fmt.Errorf("peer %d answered %d operations, of which %d were changes", i, n[i], changes[i])
 			}
 		}
 		return nil
@@ -353,9 +383,15 @@ func (r *run) recovered(ctx context.Context, since time.Duration) error {
 
 // audited looks whether the audit log of each peer is whole, and goes as far as the cluster has seen it.
 func (r *run) audited(ctx context.Context) {
-	status, err := r.target.Operator.Status(ctx)
-	if err != nil {
-		return // that the cluster is not whole has been said
+	var status client.Status
+	if err := harness.Poll(ctx, func() (err error) {
+		limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		status, err = r.target.Operator.Status(limit)
+		return err
+	}); err != nil {
+		r.problems = append(r.problems, fmt.Sprintf("what the cluster has seen of the audit logs is unknown: %v", err))
+		return
 	}
 	anchors := map[string]string{}
 	for _, p := range status.Peers {
@@ -363,7 +399,11 @@ func (r *run) audited(ctx context.Context) {
 	}
 	for i := range r.target.Peers() {
 		anchor, err := audit.ParseAnchor(anchors[harness.PeerName(i)])
-		if err != nil || r.target.Unlogged[i] {
+		if r.target.Unlogged[i] {
+			continue
+		}
+		if err != nil {
+			r.problems = append(r.problems, fmt.Sprintf("what the cluster has seen of the audit log of %s is unknown: %v", harness.PeerName(i), err))
 			continue
 		}
 		limit, cancel := context.WithTimeout(ctx, 3*time.Second)
@@ -402,17 +442,21 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 		return err
 	})
+	look, over := context.WithTimeout(ctx, recover) // limit may be used up
+	defer over()
 	applied := uint64(0) // by all; unknown when they are not whole
-	if status, failed := r.target.Operator.Status(limit); err == nil && failed == nil {
+	if status, failed := r.target.Operator.Status(look); failed != nil {
+		r.problems = append(r.problems, fmt.Sprintf("the status at the end is unknown: %v", failed))
+	} else if err == nil {
 		r.terms[1] = status.Term
 		applied = slices.MinFunc(status.Peers, func(a, b client.PeerStatus) int { return cmp.Compare(a.AppliedIndex, b.AppliedIndex) }).AppliedIndex
 	}
 	if most := r.nemesis.MaxTerms(len(r.faults)); r.terms[1] > r.terms[0]+most {
 		r.broken = append(r.broken, fmt.Sprintf("the term went from %d to %d in %d faults, by more than %d", r.terms[0], r.terms[1], len(r.faults), most))
 	}
-	r.audited(limit)
+	r.audited(look)
 	ops := r.recorder.Ops()
-	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, When: time.Now().UTC(),
+	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, Config: r.cell.config(), When: time.Now().UTC(),
 		Faults: r.faults, Invalid: r.problems, Ops: ops, Rows: rowsOf(r.cell.Nemesis), Terms: r.terms}
 	out.Violations = append(out.Violations, r.broken...)
 	if err != nil {
@@ -426,7 +470,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 			out.Invalid = append(out.Invalid, name+": "+result.Checker+": "+result.Undecided)
 		}
 		if result.Drawing != nil {
-			out.Drawings = append(out.Drawings, report.Drawing{Name: name, HTML: result.Drawing})
+			out.Drawings = append(out.Drawings, report.Drawing{Name: name, HTML: template.HTML(result.Drawing)})
 		}
 	}
 	for _, w := range l.workloads {
@@ -465,6 +509,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		audits = append(audits, filepath.Join(r.target.DataDir(i), "audit"))
 	}
 	note("all", check.Audited(ops, len(r.target.Unlogged) == 0, audits...))
+	note("all", check.Crashes(filepath.Join(r.dir, "logs")))
 	note("all", check.Plaintext([]string{workload.NameMark, workload.ValueMark}, r.dir))
 	for i := range r.target.Peers() {
 		size := int64(-1) // there is none

@@ -92,11 +92,20 @@ func (r *Recorder) Ops() []Op {
 
 // OKs counts successful operations by peer since a moment.
 func (r *Recorder) OKs(since time.Duration) map[int]int {
+	return r.count(since, func(op Op) bool { return op.Outcome == OK })
+}
+
+// Changes counts those that changed something.
+func (r *Recorder) Changes(since time.Duration) map[int]int {
+	return r.count(since, func(op Op) bool { return op.Outcome == OK && op.Index > 0 })
+}
+
+func (r *Recorder) count(since time.Duration, what func(Op) bool) map[int]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := map[int]int{}
 	for i := len(r.ops) - 1; i >= 0 && r.ops[i].Return >= since; i-- { // appended at their return, but for unknown ones
-		if op := r.ops[i]; op.Outcome == OK && op.Call >= since {
+		if op := r.ops[i]; op.Call >= since && what(op) {
 			n[op.Peer]++
 		}
 	}

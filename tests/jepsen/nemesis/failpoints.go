@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +34,6 @@ type errand struct {
 	name  string
 	do    func(ctx context.Context, t *Target, ask *client.Client, id string, victim *process.Child) error
 	after func(ctx context.Context, t *Target) error // when the victim is back; nil: nothing
-	quiet bool                                       // nobody has to answer meanwhile
 }
 
 // The errands. Clients bring about the rest: traffic needs nothing else.
@@ -47,7 +45,7 @@ var (
 	rotation = errand{name: "a rotation", do: func(ctx context.Context, _ *Target, ask *client.Client, _ string, _ *process.Child) error {
 		return ask.RotateKeys(ctx)
 	}}
-	sealing = errand{name: "a seal", quiet: true, do: func(ctx context.Context, t *Target, ask *client.Client, _ string, _ *process.Child) error {
+	sealing = errand{name: "a seal", do: func(ctx context.Context, t *Target, ask *client.Client, _ string, _ *process.Child) error {
 		return errors.Join(t.attempt(ctx, "seal", func(ctx context.Context) error { return ask.Seal(ctx, "") }),
 			t.attempt(ctx, "unseal", func(ctx context.Context) error { return ask.Unseal(ctx, "") }))
 	}, after: func(ctx context.Context, t *Target) error {
@@ -166,16 +164,12 @@ func (t *Target) strike(ctx context.Context, list []place, arm func(*process.Chi
 	}}
 	limit, cancel := context.WithTimeout(ctx, 25*time.Second)
 	defer cancel()
-	err = harness.Poll(limit, func() error {
+	return harm, harness.Poll(limit, func() error {
 		if !t.Reached(victim) {
 			return fmt.Errorf("%s did not get to %s by %s", victim.Name, p.step, p.by.name)
 		}
 		return nil
 	})
-	if p.who != keeping && !p.by.quiet && strings.HasPrefix(string(p.step), "cluster.") {
-		harm.Running = t.voters(peer)
-	}
-	return harm, err
 }
 
 // run does the errand until it came to harm and is over: first as who is asked can, then as anybody can. What succeeded

@@ -67,6 +67,23 @@ func keepers() []Nemesis {
 				},
 				Undo: func(ctx context.Context) error { return errors.Join(up(gone...), t.reopen(ctx, shares)) }}, err
 		})},
+		{Name: "keepers-silent", About: "Keepers are frozen, which for peers is as if they were cut off: one too many of them, and a follower restarts and stays sealed until they answer", Hold: 5 * time.Second, Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
+			victim := t.voters(leader)[0]
+			silent := t.keepers()[:t.Keepers()-1]
+			harm := Harm{What: fmt.Sprintf("frozen: all Keepers but one, and %s restarted", harness.PeerName(victim)), Silenced: []int{victim}, Running: t.peers(victim),
+				Check: func(context.Context) error {
+					if _, _, runs := t.Peer(victim).Running(); !runs {
+						return fmt.Errorf("%s, which cannot unseal, ended", harness.PeerName(victim))
+					}
+					return nil
+				},
+				Undo: func(context.Context) error { return up(silent...) }}
+			var err error
+			for _, k := range silent {
+				err = errors.Join(err, k.Freeze())
+			}
+			return harm, errors.Join(err, down(t.Peer(victim)), up(t.Peer(victim)))
+		})},
 		{Name: "shares-lost", About: "all Keepers and all peers die at once, and the holders of recovery shares open the cluster again", Do: func(ctx context.Context, t *Target) (Harm, error) {
 			shares, err := t.recovery(ctx)
 			if err != nil {

@@ -120,7 +120,7 @@ func pairs(from, to []int) (list [][2]int) {
 	return list
 }
 
-// through has a harm undone by healing all links. It bit if it shows in what came over some of them since now, taken together.
+// through has a harm undone by healing all links, after what else undoes it. It bit if it shows in what came over some of them since now, taken together.
 func (h Harm) through(t *Target, links [][2]int, shows func(harness.Traffic) error) Harm {
 	sum := func() (n harness.Traffic, failed error) {
 		for _, p := range links {
@@ -133,11 +133,12 @@ func (h Harm) through(t *Target, links [][2]int, shows func(harness.Traffic) err
 	}
 	before, failed := sum()
 	var since harness.Traffic
+	rest := h
 	h.Undo = func(ctx context.Context) error {
 		now, err := sum()
 		since.Stopped, since.Slowed, since.Lost = now.Stopped-before.Stopped, now.Slowed-before.Slowed, now.Lost-before.Lost
 		since.Bytes, since.Waited = now.Bytes-before.Bytes, now.Waited-before.Waited
-		return errors.Join(failed, err, t.heal(ctx))
+		return errors.Join(failed, err, rest.undo(ctx), t.heal(ctx))
 	}
 	h.Bit = func(context.Context) error { return shows(since) }
 	return h

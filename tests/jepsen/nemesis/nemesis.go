@@ -59,6 +59,8 @@ type Harm struct {
 	// Silenced are peers that answer nobody from some moment after the beginning until the fault is over; the run is
 	// invalid if one does. Running are those that have to answer meanwhile.
 	Silenced, Running []int
+	// Excused are peers that may answer little while the fault lasts.
+	Excused []int
 	// Bit, if there is one, is asked after Undo whether the harm was done; if not the run is invalid.
 	Bit func(context.Context) error
 	// Check, if there is one, is asked before Undo; what it says is a violation.
@@ -95,8 +97,9 @@ func All() []Nemesis {
 	}}}, partitions(), links(), processes(), operations(), members(), keepers(), disks(), damages(), failpoints(), snapshots(), identities(), hostilities(), stores())
 }
 
-// Find is the nemesis of a name; "a+b" is a with b on top of it.
-func Find(name string) (Nemesis, error) {
+// Find is the nemesis of a name; "a+b" is a with b on top of it. Of a pair that was drawn by chance one may keep the other from doing
+// harm, and nothing is known of what both together bring about.
+func Find(name string, drawn bool) (Nemesis, error) {
 	first, second, both := strings.Cut(name, "+")
 	for _, n := range slices.Concat(All(), clocks(), upgrades(), restores()) {
 		if n.Name != first {
@@ -105,18 +108,18 @@ func Find(name string) (Nemesis, error) {
 		if !both {
 			return n, nil
 		}
-		other, err := Find(second)
+		other, err := Find(second, drawn)
 		if err != nil {
 			return Nemesis{}, err
 		}
-		return overlap(n, other), nil
+		return overlap(n, other, drawn), nil
 	}
 	return Nemesis{}, fmt.Errorf("there is no nemesis %q", first)
 }
 
-// overlap does one harm on top of another, as far as that can be done: it may take a leader that is not there any more. Two
-// of them may well take the quorum away, so that nobody has to go on.
-func overlap(a, b Nemesis) Nemesis {
+// overlap does one harm on top of another. Two of them may well take the quorum away, so that nobody has to go on. Of a drawn pair the
+// second may find nothing to harm, as a leader that is not there any more, and one of the two has to bite.
+func overlap(a, b Nemesis, drawn bool) Nemesis {
 	return Nemesis{Name: a.Name + "+" + b.Name, About: a.About + "; and " + b.About, Hold: max(a.Hold, b.Hold), Faults: min(a.Faults, b.Faults), Terms: a.terms() + b.terms(), Privileged: a.Privileged || b.Privileged, Workloads: slices.Concat(a.Workloads, b.Workloads),
 		Prepare: func(o *harness.Options) {
 			for _, n := range []Nemesis{a, b} {
@@ -133,23 +136,34 @@ func overlap(a, b Nemesis) Nemesis {
 			limit, cancel := context.WithTimeout(ctx, 8*time.Second)
 			defer cancel()
 			upper, err := b.Do(limit, t)
-			if err != nil {
-				upper.What = "not done: " + err.Error()
+			both := Harm{What: lower.What + "; " + upper.What,
+				Undo: func(ctx context.Context) error {
+					done := make(chan error) // both at once: one may need the other to be over
+					go func() { done <- upper.undo(ctx) }()
+					return errors.Join(lower.undo(ctx), <-done)
+				},
+				Bit:   func(ctx context.Context) error { return errors.Join(lower.bit(ctx), upper.bit(ctx)) },
+				After: func(ctx context.Context) error { return errors.Join(lower.after(ctx), upper.after(ctx)) }}
+			silenced := slices.Concat(lower.Silenced, upper.Silenced)
+			if !drawn {
+				both.Silenced = silenced
+				return both, err
 			}
-			return Harm{What: lower.What + "; " + upper.What, Undo: func(ctx context.Context) error {
-				done := make(chan error) // both at once: one may need the other to be over
-				go func() { done <- upper.undo(ctx) }()
-				return errors.Join(lower.undo(ctx), <-done)
-			}, Bit: func(ctx context.Context) error { // one may have kept the other from it
-				failed := lower.bit(ctx)
-				if failed != nil && err == nil {
-					if other := upper.bit(ctx); other != nil {
-						return errors.Join(failed, other)
-					}
+			both.Excused = silenced
+			if err != nil {
+				both.What = lower.What + "; not done: " + err.Error()
+			}
+			both.Bit = func(ctx context.Context) error {
+				first, second := lower.bit(ctx), err
+				if second == nil {
+					second = upper.bit(ctx)
+				}
+				if first == nil || second == nil {
 					return nil
 				}
-				return failed
-			}, After: func(ctx context.Context) error { return errors.Join(lower.after(ctx), upper.after(ctx)) }}, nil
+				return errors.Join(first, second)
+			}
+			return both, nil
 		}}
 }
 

@@ -32,6 +32,9 @@ func operations() []Nemesis {
 			})
 			return Harm{What: "rotated without " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return up(t.Peer(victim)) }}, err
 		})},
+		{Name: "rotate", About: "keys are rotated again and again", Do: func(_ context.Context, t *Target) (Harm, error) {
+			return t.rotating(), nil
+		}},
 		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
 			var wait sync.WaitGroup
 			var failed error
@@ -75,6 +78,20 @@ func operations() []Nemesis {
 				nil
 		})},
 	}
+}
+
+// rotating rotates keys, and leaves some time for what has to be encrypted anew.
+func (t *Target) rotating() Harm {
+	return t.again("keys are rotated", 1, 5*time.Second, func(ctx context.Context, _ int) bool {
+		if t.Operator.RotateKeys(ctx) != nil {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+		return true
+	})
 }
 
 func newID(t *Target) string {

@@ -2,6 +2,7 @@ package nemesis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -49,7 +50,7 @@ func partitions() []Nemesis {
 					t.Links.Cut(a, b)
 				}
 			}
-			return Harm{What: "all hear " + harness.PeerName(v[0]) + " alone", Undo: t.heal}, nil
+			return Harm{What: "all hear " + harness.PeerName(v[0]) + " alone"}.through(t, pairs(t.peers(), t.peers()), stopped), nil
 		}},
 		{Name: "partition-ring", About: "each voter hears a majority, and no two the same one", Do: func(_ context.Context, t *Target) (Harm, error) {
 			v := t.voters()
@@ -60,7 +61,7 @@ func partitions() []Nemesis {
 					}
 				}
 			}
-			return Harm{What: fmt.Sprintf("round %v, one way", names(v)), Undo: t.heal}, nil
+			return Harm{What: fmt.Sprintf("round %v, one way", names(v))}.through(t, pairs(v, v), stopped), nil
 		}},
 		{Name: "partition-deaf-leader", About: "the leader sends, and hears nobody", Do: oneWay(func(t *Target, leader, other int) { t.Links.Cut(other, leader) })},
 		{Name: "partition-mute-leader", About: "the leader hears, and cannot send", Do: oneWay(func(t *Target, leader, other int) { t.Links.Cut(leader, other) })},
@@ -87,14 +88,20 @@ func partitions() []Nemesis {
 				}
 			})
 			return Harm{What: "the links of " + harness.PeerName(victim), Running: t.peers(victim), Undo: func(ctx context.Context) error {
-					close(done)
-					wait.Wait()
-					return t.heal(ctx)
-				}},
-
-				nil
+				close(done)
+				wait.Wait()
+				return nil
+			}}.through(t, pairs([]int{victim}, t.peers()), stopped), nil
 		}},
 	}
+}
+
+// stopped shows that a cut had something to stop.
+func stopped(n harness.Traffic) error {
+	if n.Stopped == 0 {
+		return errors.New("nothing was on its way over a link that was cut")
+	}
+	return nil
 }
 
 // oneWay cuts one direction of every link of the leader. It goes on seeming to lead, for a while, to whoever still hears it.

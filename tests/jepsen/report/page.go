@@ -128,10 +128,11 @@ svg { width: 100%; border: 1px solid #ddd } svg text { font-size: 11px; fill: #6
 .fault { fill: #f6c6c6 } .healing { fill: #fbeecb }
 polyline { fill: none; stroke-width: 1.4 } .ok { stroke: #17693a } .bad { stroke: #b00020 } .slow { stroke: #4a63c8; stroke-dasharray: 2 2 }
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums }
+iframe { width: 100%; height: 40rem; border: 1px solid #ddd }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem }
 </style>
 <h1 class="{{.Run.Verdict}}">{{.Run.Verdict}} <small>{{.Run.Name}}</small></h1>
-<p>Nemesis {{.Run.Nemesis}}, seed {{.Run.Seed}}, build {{.Run.Build}}, {{.Run.When.Format "2006-01-02 15:04:05Z"}}.
+<p>Nemesis {{.Run.Nemesis}}, seed {{.Run.Seed}}, build {{.Run.Build}}, {{with .Run.Config}}{{.}}, {{end}}{{.Run.When.Format "2006-01-02 15:04:05Z"}}.
 {{len .Run.Faults}} faults in {{.Run.Length}}; {{.Run.OK}} operations answered, {{.Run.Failed}} failed, {{.Run.Unknown}} of unknown outcome.
 Clients that may ask any peer waited at most {{.Run.LongestGap}} for an answer.
 {{with .Run.Rows}}Rows: {{.}}. {{end}}Elections: {{.Run.Elections}}.{{with .Run.LogBytes}} Bytes of each peer's Raft log: {{.}}.{{end}}</p>
@@ -146,6 +147,6 @@ Clients that may ask any peer waited at most {{.Run.LongestGap}} for an answer.
 <h2>Workloads</h2>
 <table><tr><th>workload</th><th>answered</th><th>failed</th><th>unknown</th></tr>
 {{range .Workloads}}<tr><td>{{.Name}}</td><td>{{.OK}}</td><td>{{.Failed}}</td><td>{{.Unknown}}</td></tr>{{end}}</table>
-{{range .Run.Drawings}}<p>The history that no order explains is drawn in <a href="{{$.Run.Name}}.{{.Name}}.html">{{$.Run.Name}}.{{.Name}}.html</a>.</p>{{end}}
+{{range .Run.Drawings}}<h2>{{.Name}}: the history that no order explains</h2><iframe srcdoc="{{.HTML}}"></iframe>{{end}}
 </html>
 `))

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"html/template"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,12 +39,13 @@ type Fault struct {
 // Drawing is a history that no order explains.
 type Drawing struct {
 	Name string
-	HTML []byte
+	HTML template.HTML // a page of its own
 }
 
 // Run is one run.
 type Run struct {
 	Name, Nemesis, Build string
+	Config               string // what else was asked for
 	Seed                 uint64
 	When                 time.Time
 	Peers                int
@@ -116,6 +118,19 @@ func (r *Run) Line() string {
 		r.Name, r.Verdict, len(r.Faults), r.Length.Seconds(), r.OK, r.Failed, r.Unknown, r.Elections(), r.LongestGap.Seconds())
 }
 
+// Text is a run in one line, and below it its faults, in seconds since the run began, and what was found.
+func (r *Run) Text() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, r.Line())
+	for _, f := range r.Faults {
+		fmt.Fprintf(&b, "    %5.1f to %5.1f, all answer at %5.1f: %s\n", f.Begin.Seconds(), f.End.Seconds(), f.Recovered.Seconds(), f.What)
+	}
+	for _, v := range slices.Concat(r.Violations, r.Invalid) {
+		fmt.Fprintln(&b, "    "+v)
+	}
+	return b.String()
+}
+
 // Table is runs as Markdown.
 func Table(runs []*Run) string {
 	var b strings.Builder
@@ -126,7 +141,7 @@ func Table(runs []*Run) string {
 	return b.String()
 }
 
-// Save writes the report, and of a run that did not pass its history and drawings, too.
+// Save writes the report, and of a run that did not pass its history, too.
 func (r *Run) Save(dir string) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -143,9 +158,6 @@ func (r *Run) Save(dir string) error {
 			return err
 		}
 		files[".history.jsonl"] = ops.Bytes()
-		for _, d := range r.Drawings {
-			files["."+d.Name+".html"] = d.HTML
-		}
 	}
 	for suffix, b := range files {
 		if err := os.WriteFile(filepath.Join(dir, r.Name+suffix), b, 0o644); err != nil {
