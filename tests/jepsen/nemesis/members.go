@@ -13,13 +13,14 @@ import (
 // members change who belongs to the cluster, under load.
 func members() []Nemesis {
 	return []Nemesis{
-		{Name: "member-churn", About: "a follower loses its vote and gets it back, a learner is removed and added, again and again", Hold: 5 * time.Second, Do: func(_ context.Context, t *Target) (Harm, error) {
+		{Name: "member-churn", About: "a follower loses its vote and gets it back, a learner is removed and added, again and again", Hold: 8 * time.Second, Do: func(_ context.Context, t *Target) (Harm, error) {
 			if t.Peers() == t.Voters {
 				return Harm{}, fmt.Errorf("there is no learner")
 			}
 			learner := t.Peers() - 1
 			order := t.Random.Perm(64)
-			harm := t.again("members change", 2, 5*time.Second, func(ctx context.Context, i int) (done bool) {
+			// Without a third of the voters nobody may lose a vote, which is refused, or takes until an attempt ends.
+			harm := t.again("members change", 1, 2500*time.Millisecond, func(ctx context.Context, i int) (done bool) {
 				leader, err := t.Leader(ctx)
 				switch {
 				case err != nil:

@@ -43,15 +43,15 @@ func partitions() []Nemesis {
 			t.Links.Partition(many, few)
 			return Harm{What: fmt.Sprintf("%v from %v", names(few), names(many)), Silenced: few, Running: many, Undo: t.heal}, nil
 		}},
-		{Name: "partition-bridge", About: "one voter hears all, the others only it: each sees a majority", Do: func(_ context.Context, t *Target) (Harm, error) {
-			v := t.voters()
-			for _, a := range t.peers(v[0]) {
-				for _, b := range t.peers(v[0], a) {
+		{Name: "partition-bridge", About: "one follower hears all, the others only it: each sees a majority", Do: led(func(_ context.Context, t *Target, leader int) (Harm, error) {
+			middle := t.voters(leader)[0] // followers have little to say to one another
+			for _, a := range t.peers(middle) {
+				for _, b := range t.peers(middle, a) {
 					t.Links.Cut(a, b)
 				}
 			}
-			return Harm{What: "all hear " + harness.PeerName(v[0]) + " alone"}.through(t, pairs(t.peers(), t.peers()), stopped), nil
-		}},
+			return Harm{What: "all hear " + harness.PeerName(middle) + " alone"}.through(t, pairs(t.peers(), t.peers()), stopped), nil
+		})},
 		{Name: "partition-ring", About: "each voter hears a majority, and no two the same one", Do: func(_ context.Context, t *Target) (Harm, error) {
 			v := t.voters()
 			for i, a := range v {
