@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,14 @@ func element(o *history.Op)          { o.Key = o.In }
 func at(i uint64) func(*history.Op)  { return func(o *history.Op) { o.Index = i } }
 func key(k string) func(*history.Op) { return func(o *history.Op) { o.Key = k } }
 func expect(v int) func(*history.Op) { return func(o *history.Op) { o.Expect = v } }
+
+// writes makes so many versions of a secret.
+func writes(n int) (ops []history.Op) {
+	for i := range n {
+		ops = append(ops, op(2*i, 2*i+1, "write", strconv.Itoa(i+1), "", i+1))
+	}
+	return ops
+}
 
 // Each checker finds what it is there for, and nothing in histories that are right.
 func TestCheckers(t *testing.T) {
@@ -65,6 +74,24 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "write", "c", "", 2)}, "no order"},
 		"a version above a destroyed one": {check.Secrets, []history.Op{
 			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "read", "", "a", 1), op(8, 9, "write", "c", "", 3), op(10, 11, "read", "", "c", 3)}, ""},
+		"a destroyed one read by its version": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "1", "", 0), op(6, 7, "read-version", "1", "a", 1)}, "no order"},
+		"versions read by their numbers": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read-version", "1", "a", 1), op(6, 7, "delete", "", "", 2), op(8, 9, "read-version", "2", "", 0),
+			op(10, 11, "read-version", "3", "", 0), op(12, 13, "write", "c", "", 2), op(14, 15, "read-version", "2", "c", 2), op(16, 17, "destroy", "2", "", 0),
+			op(18, 19, "read-version", "2", "", 0), op(20, 21, "read-version", "1", "a", 1)}, ""},
+		"another version than the one that was asked for": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read-version", "1", "b", 2)}, "no order"},
+		"a version that is there and not found": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read-version", "1", "", 0)}, "no order"},
+		"a version that was dropped": {check.Secrets, append(writes(11), op(30, 31, "read-version", "1", "", 0), op(32, 33, "read-version", "2", "2", 2)), ""},
+		"a dropped version read":     {check.Secrets, append(writes(11), op(30, 31, "read-version", "1", "1", 1)), "no order"},
+		"a deleted one not found to be undeleted": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "delete", "", "", 1), op(4, 5, "undelete", "1", "not found", 0)}, "no order"},
+		"nothing to undelete": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(4, 5, "undelete", "1", "not found", 0), op(6, 7, "destroy", "1", "", 0), op(8, 9, "undelete", "1", "not found", 0)}, ""},
+		"one that is there and not found to be destroyed": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(4, 5, "destroy", "1", "not found", 0)}, "no order"},
 		"allowed after a revocation": {check.Grants, []history.Op{
 			op(0, 1, "grant", "", "", 0), op(2, 3, "revoke", "", "", 0), op(4, 5, "read", "", "allowed", 0)}, "no order"},
 		"denied after a grant": {check.Grants, []history.Op{

@@ -15,7 +15,8 @@ import (
 // Grants has an application read a secret at every peer while policies that allow it come and go.
 func Grants() Workload {
 	const path = "granted/secret"
-	policy := func(p *Process) string { return fmt.Sprintf("grants-%d", epoch(p.Recorder, 1500*time.Millisecond)%100) }
+	const every = 1500 * time.Millisecond
+	policy := func(p *Process) string { return fmt.Sprintf("grants-%d", epoch(p.Recorder, every)%100) }
 	app := func(name string) string { return "/workload/" + name }
 	return Workload{Name: "grants", PerPeer: 2, Check: []check.Checker{check.Grants},
 		Setup: func(ctx context.Context, p *Process) error {
@@ -24,13 +25,14 @@ func Grants() Workload {
 		},
 		New: func(p *Process, clients Clients) (step, final func(context.Context), err error) {
 			apps := map[string]*client.Client{} // one identity for each policy, so that no history is long
+			var known []string                  // of apps, the oldest first
 			read := func(ctx context.Context, name string) {
 				if apps[name] == nil {
 					c, err := clients(app(name), p.Peer)
 					if err != nil {
 						return
 					}
-					apps[name] = c
+					apps[name], known = c, append(known, name)
 				}
 				p.do(ctx, history.Op{F: "read", Key: name}, func(ctx context.Context, op *history.Op) error {
 					_, _, err := apps[name].Get(ctx, path, 0)
@@ -47,6 +49,10 @@ func Grants() Workload {
 			}
 			last := ""
 			return func(ctx context.Context) {
+					if _, ok := p.earlier(every); ok && len(known) > 0 {
+						read(ctx, known[p.Random.IntN(len(known))])
+						return
+					}
 					last = policy(p)
 					switch p.Random.IntN(12) {
 					case 0:
@@ -72,6 +78,9 @@ func Grants() Workload {
 				}, func(ctx context.Context) {
 					if last != "" {
 						read(ctx, last)
+					}
+					for _, i := range p.past(len(known)) {
+						read(ctx, known[i])
 					}
 				}, nil
 		}}

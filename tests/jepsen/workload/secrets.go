@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/secret"
 	"github.com/spike-ha/spike-ha/tests/jepsen/check"
 	"github.com/spike-ha/spike-ha/tests/jepsen/history"
@@ -23,6 +24,18 @@ func path(key string) string { return NameMark + "/" + key }
 func (p *Process) read(ctx context.Context, key string) history.Op {
 	return p.do(ctx, history.Op{F: "read", Key: key}, func(ctx context.Context, op *history.Op) error {
 		values, answer, err := p.Client.Get(ctx, path(key), 0)
+		if secret.CodeOf(err) == secret.CodeNotFound {
+			return nil
+		}
+		op.Out, op.Version = values["v"], int(answer.Version)
+		return err
+	})
+}
+
+// readVersion reads a version of a secret; one that is not there has version 0.
+func (p *Process) readVersion(ctx context.Context, key string, v secret.Version) {
+	p.do(ctx, history.Op{F: "read-version", Key: key, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
+		values, answer, err := p.Client.Get(ctx, path(key), v)
 		if secret.CodeOf(err) == secret.CodeNotFound {
 			return nil
 		}
@@ -64,27 +77,49 @@ func (p *Process) remove(ctx context.Context, key string) {
 	})
 }
 
+// changeVersion undeletes or destroys a version of one.
+func (p *Process) changeVersion(ctx context.Context, f, key string, v secret.Version, change func(context.Context, string, ...secret.Version) (client.ChangeAnswer, error)) {
+	p.do(ctx, history.Op{F: f, Key: key, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
+		answer, err := change(ctx, path(key), v)
+		if secret.CodeOf(err) == secret.CodeNotFound {
+			op.Out = "not found"
+			return nil
+		}
+		op.Index = answer.Index
+		return err
+	})
+}
+
 // Registers reads, writes and compares-and-sets a few secrets.
 func Registers() Workload {
+	key := func(p *Process, epoch int) string { return fmt.Sprintf("registers/%d/%d", epoch, p.Random.IntN(4)) }
 	return Workload{Name: "registers", PerPeer: 3, Check: []check.Checker{check.Secrets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
-			key := func() string {
-				return fmt.Sprintf("registers/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(4))
-			}
-			last := ""
+			last, seen := "", history.Op{}
 			return func(ctx context.Context) {
-					last = key()
+					if epoch, ok := p.earlier(time.Second); ok {
+						p.read(ctx, key(p, epoch))
+						return
+					}
+					last = key(p, epoch(p.Recorder, time.Second))
 					switch p.Random.IntN(6) {
 					case 0, 1, 2:
-						p.read(ctx, last)
+						seen = p.read(ctx, last)
 					case 3, 4:
 						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 					default:
-						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), p.Random.IntN(30))
+						expected := p.Random.IntN(30)
+						if seen.Key == last && p.Random.IntN(2) == 0 { // else hardly one would fit
+							expected = seen.Version
+						}
+						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), expected)
 					}
 				}, func(ctx context.Context) {
 					if last != "" {
 						p.read(ctx, last)
+					}
+					for _, epoch := range p.past(epoch(p.Recorder, time.Second)) {
+						p.read(ctx, key(p, epoch))
 					}
 				}, nil
 		}}
@@ -92,34 +127,44 @@ func Registers() Workload {
 
 // Deletions writes, deletes, undeletes, destroys and reads.
 func Deletions() Workload {
+	key := func(p *Process, epoch int) string { return fmt.Sprintf("deletions/%d/%d", epoch, p.Random.IntN(2)) }
+	version := func(p *Process) secret.Version { return secret.Version(1 + p.Random.IntN(4)) }
+	look := func(ctx context.Context, p *Process, key string) {
+		if p.Random.IntN(2) == 0 {
+			p.read(ctx, key)
+		} else {
+			p.readVersion(ctx, key, version(p))
+		}
+	}
 	return Workload{Name: "deletions", PerPeer: 2, Check: []check.Checker{check.Secrets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			last := ""
 			return func(ctx context.Context) {
-				last = fmt.Sprintf("deletions/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(2))
-				switch p.Random.IntN(9) {
-				case 0:
-					p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
-				case 1, 2:
-					p.remove(ctx, last)
-				case 3:
-					v := secret.Version(1 + p.Random.IntN(4))
-					p.do(ctx, history.Op{F: "undelete", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
-						answer, err := p.Client.Undelete(ctx, path(last), v)
-						op.Index = answer.Index
-						return err
-					})
-				case 4:
-					v := secret.Version(1 + p.Random.IntN(4))
-					p.do(ctx, history.Op{F: "destroy", Key: last, In: fmt.Sprint(v)}, func(ctx context.Context, op *history.Op) error {
-						answer, err := p.Client.Destroy(ctx, path(last), v)
-						op.Index = answer.Index
-						return err
-					})
-				default:
-					p.read(ctx, last)
-				}
-			}, func(ctx context.Context) { p.read(ctx, last) }, nil
+					if epoch, ok := p.earlier(time.Second); ok {
+						look(ctx, p, key(p, epoch))
+						return
+					}
+					last = key(p, epoch(p.Recorder, time.Second))
+					switch p.Random.IntN(10) {
+					case 0, 1:
+						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
+					case 2, 3:
+						p.remove(ctx, last)
+					case 4:
+						p.changeVersion(ctx, "undelete", last, version(p), p.Client.Undelete)
+					case 5:
+						p.changeVersion(ctx, "destroy", last, version(p), p.Client.Destroy)
+					default:
+						look(ctx, p, last)
+					}
+				}, func(ctx context.Context) {
+					if last != "" {
+						p.read(ctx, last)
+					}
+					for _, epoch := range p.past(epoch(p.Recorder, time.Second)) {
+						look(ctx, p, key(p, epoch))
+					}
+				}, nil
 		}}
 }
 

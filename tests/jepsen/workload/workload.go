@@ -91,5 +91,28 @@ func All() []Workload {
 	return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants(), Watches()}
 }
 
+// looks is how many keys of the past a process reads at the end.
+const looks = 40
+
+// earlier is the number of an epoch that is over, whichever: what a fault or a snapshot that came after it has done to its keys,
+// nobody sees who reads only the newest ones. A step in ten or so asks for one, so that histories stay short.
+func (p *Process) earlier(every time.Duration) (int, bool) {
+	now := epoch(p.Recorder, every)
+	if now == 0 || p.Random.IntN(10) > 0 {
+		return 0, false
+	}
+	return p.Random.IntN(now), true
+}
+
+// past draws numbers below n, spread over all of them.
+func (p *Process) past(n int) (list []int) {
+	many := min(n, looks)
+	for i := range many {
+		from, to := n*i/many, n*(i+1)/many
+		list = append(list, from+p.Random.IntN(to-from))
+	}
+	return list
+}
+
 // epoch is a number that changes each second or so, so that no key has a long history.
 func epoch(r *history.Recorder, every time.Duration) int { return int(r.Now() / every) }
