@@ -413,12 +413,14 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		}
 	}
 	for _, w := range l.workloads {
-		for _, check := range w.Check {
-			note(w.Name, check(history.Of(ops, w.Name)))
+		for _, judge := range w.Check {
+			note(w.Name, judge(history.Of(ops, w.Name)))
 		}
+		note(w.Name, check.Enough(history.Of(ops, w.Name), w.Kinds, w.Final, r.target.Peers()))
 	}
 	note("all", check.Sealed(ops))
 	note("all", check.Indices(ops))
+	note("all", check.Refusals(ops))
 	answered := map[int]int{}
 	for _, op := range ops {
 		if op.Outcome == history.OK {

@@ -23,12 +23,13 @@ func op(from, to int, f, in, out string, version int, more ...func(*history.Op))
 	return o
 }
 
-func failed(o *history.Op)           { o.Outcome = history.Failed }
-func final(o *history.Op)            { o.Final = true }
-func element(o *history.Op)          { o.Key = o.In }
-func at(i uint64) func(*history.Op)  { return func(o *history.Op) { o.Index = i } }
-func key(k string) func(*history.Op) { return func(o *history.Op) { o.Key = k } }
-func expect(v int) func(*history.Op) { return func(o *history.Op) { o.Expect = v } }
+func failed(o *history.Op)             { o.Outcome = history.Failed }
+func final(o *history.Op)              { o.Final = true }
+func element(o *history.Op)            { o.Key = o.In }
+func at(i uint64) func(*history.Op)    { return func(o *history.Op) { o.Index = i } }
+func codes(c string) func(*history.Op) { return func(o *history.Op) { o.Codes = c } }
+func key(k string) func(*history.Op)   { return func(o *history.Op) { o.Key = k } }
+func expect(v int) func(*history.Op)   { return func(o *history.Op) { o.Expect = v } }
 
 // writes makes so many versions of a secret.
 func writes(n int) (ops []history.Op) {
@@ -122,8 +123,20 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "add", "x", "", 1, element), op(3, 4, "list", "", "", 0, final)}, "is not in a read"},
 		"a set that has what failed": {check.Sets, []history.Op{
 			op(0, 1, "add", "x", "", 0, element, failed), op(3, 4, "list", "", "x", 0, final)}, "never added"},
-		"a bank":             {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,100", 0), op(2, 3, "read", "", "90,110", 0, final)}, ""},
-		"money from nowhere": {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,110", 0, final)}, "210 in all"},
+		"a bank": {check.Bank(2, 200), []history.Op{
+			op(0, 1, "read", "", "100,100", 2), op(2, 5, "transfer", "", "", 0), op(3, 4, "read", "", "90,110", 4), op(6, 0, "transfer", "", "", 0),
+			op(7, 8, "transfer", "", "", 0, failed), op(9, 10, "read", "", "90,110", 4), op(11, 12, "read", "", "80,120", 6, final)}, ""},
+		"money from nowhere":                 {check.Bank(2, 200), []history.Op{op(0, 1, "read", "", "100,110", 2, final)}, "210 in all"},
+		"a bank before a transfer":           {check.Bank(2, 200), []history.Op{op(0, 1, "transfer", "", "", 0), op(2, 3, "read", "", "100,100", 2, final)}, "it is 4 to 4"},
+		"a bank after a transfer to come":    {check.Bank(2, 200), []history.Op{op(0, 1, "read", "", "90,110", 4, final), op(2, 3, "transfer", "", "", 0)}, "it is 2 to 2"},
+		"a transfer that failed":             {check.Bank(2, 200), []history.Op{op(0, 1, "transfer", "", "", 0, failed), op(2, 3, "read", "", "90,110", 4, final)}, "it is 2 to 2"},
+		"half a transfer":                    {check.Bank(2, 200), []history.Op{op(0, 0, "transfer", "", "", 0), op(2, 3, "read", "", "100,100", 3, final)}, "in steps of 2"},
+		"a bank that goes back in time":      {check.Bank(2, 200), []history.Op{op(0, 0, "transfer", "", "", 0), op(2, 3, "read", "", "90,110", 4), op(4, 5, "read", "", "100,100", 2, final)}, "was called after"},
+		"an element that nobody appended":    {check.Lists, []history.Op{op(0, 1, "append", "a", "", 1), op(2, 3, "read", "", "a,x", 2)}, "nobody had appended"},
+		"an element before it was appended":  {check.Lists, []history.Op{op(0, 1, "read", "", "a", 1), op(2, 3, "append", "a", "", 1)}, "nobody had appended"},
+		"refusals of a cluster under attack": {check.Refusals, []history.Op{op(0, 1, "read", "", "", 0, failed, codes("unavailable")), op(2, 0, "write", "", "", 0, codes("unknown sealed"))}, ""},
+		"an internal error":                  {check.Refusals, []history.Op{op(0, 1, "read", "", "", 0, failed, codes("internal"))}, "internal"},
+		"a denial of the superuser":          {check.Refusals, []history.Op{op(0, 0, "write", "", "", 0, codes("unknown denied"))}, "denied"},
 		"changes and watches": {check.Watches, []history.Op{
 			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(5)), op(3, 0, "delete", "", "", 0),
 			op(3, 6, "watch", "", "5 put k [1],5 put k [2],7 deleted k [2]", 7), op(4, 5, "write", "", "", 3, at(8)), op(6, 9, "watch", "", "8 put k [3]", 8, final)}, ""},
@@ -152,6 +165,37 @@ func TestCheckers(t *testing.T) {
 		r := c.checker(c.ops)
 		if c.finds == "" && (len(r.Violations) > 0 || r.Undecided != "") || c.finds != "" && !strings.Contains(strings.Join(r.Violations, "\n"), c.finds) {
 			t.Errorf("%s: found %q (%s)", name, r.Violations, r.Undecided)
+		}
+	}
+}
+
+// Histories that say too little are found out.
+func TestEnough(t *testing.T) {
+	t.Parallel()
+	by := func(peer int) func(*history.Op) { return func(o *history.Op) { o.Peer = peer } }
+	var ops []history.Op
+	for i := range 3 {
+		ops = append(ops, op(i, i+1, "read", "", "denied", 0, by(0)), op(i, i+1, "write", "", "", 1, by(1)))
+	}
+	last := []history.Op{op(8, 9, "read", "", "allowed", 0, by(0), final), op(8, 9, "read", "", "allowed", 0, by(1), final)}
+	for name, c := range map[string]struct {
+		ops   []history.Op
+		kinds []string
+		final string
+		peers int
+		finds string
+	}{
+		"enough":                         {append(last, ops...), []string{"write", "read denied", "read allowed"}, "read", 2, ""},
+		"without a last look":            {ops, []string{"write"}, "", 2, ""},
+		"no compare-and-set":             {ops, []string{"write", "compare-and-set"}, "", 2, "\"compare-and-set\""},
+		"nobody was allowed":             {ops, []string{"read allowed"}, "", 2, "\"read allowed\""},
+		"a last look at one peer":        {append(last[:1:1], ops...), nil, "read", 2, "no last look at peer 1"},
+		"a peer that answered nothing":   {ops, nil, "", 3, "peer 2 answered 0"},
+		"a last look that got no answer": {append(ops, op(8, 9, "read", "", "", 0, failed, final)), nil, "read", 1, "no last look at peer 0"},
+	} {
+		r := check.Enough(c.ops, c.kinds, c.final, c.peers)
+		if (r.Undecided != "") != (c.finds != "") || !strings.Contains(r.Undecided, c.finds) || len(r.Violations) > 0 {
+			t.Errorf("%s: %q", name, r.Undecided)
 		}
 	}
 }

@@ -6,6 +6,7 @@ package history
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -40,6 +41,7 @@ type Op struct {
 	Return   time.Duration `json:"return"`
 	Outcome  Outcome       `json:"outcome"`
 	Error    string        `json:"error,omitempty"`
+	Codes    string        `json:"codes,omitempty"` // of the error and of its causes
 
 	F       string `json:"f"`             // what was asked: read, write, …
 	Key     string `json:"key,omitempty"` // of what
@@ -49,6 +51,14 @@ type Op struct {
 	Version int    `json:"version,omitempty"`
 	Index   uint64 `json:"index,omitempty"` // of the log, as acknowledged
 	Final   bool   `json:"final,omitempty"` // made after the last fault was over
+}
+
+// Undone is an error unless it succeeded.
+func (o Op) Undone() error {
+	if o.Outcome != OK {
+		return errors.New(o.Error)
+	}
+	return nil
 }
 
 // AnyVersion expects none.

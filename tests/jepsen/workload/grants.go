@@ -18,10 +18,15 @@ func Grants() Workload {
 	const every = 1500 * time.Millisecond
 	policy := func(p *Process) string { return fmt.Sprintf("grants-%d", epoch(p.Recorder, every)%100) }
 	app := func(name string) string { return "/workload/" + name }
-	return Workload{Name: "grants", PerPeer: 2, Check: []check.Checker{check.Grants},
+	return Workload{Name: "grants", PerPeer: 2, Kinds: []string{"grant", "revoke", "read allowed", "read denied"}, Final: "read",
+		Check: []check.Checker{check.Grants},
 		Setup: func(ctx context.Context, p *Process) error {
-			_, err := p.Client.Put(ctx, path, map[string]string{"v": "x"}, nil)
-			return err
+			op := p.do(ctx, history.Op{F: "setup"}, func(ctx context.Context, op *history.Op) error {
+				answer, err := p.Client.Put(ctx, path, map[string]string{"v": "x"}, nil)
+				op.Index, op.Out = answer.Index, fmt.Sprint(answer.Version)
+				return err
+			})
+			return op.Undone()
 		},
 		New: func(p *Process, clients Clients) (step, final func(context.Context), err error) {
 			apps := map[string]*client.Client{} // one identity for each policy, so that no history is long

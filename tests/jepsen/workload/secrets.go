@@ -93,7 +93,8 @@ func (p *Process) changeVersion(ctx context.Context, f, key string, v secret.Ver
 // Registers reads, writes and compares-and-sets a few secrets.
 func Registers() Workload {
 	key := func(p *Process, epoch int) string { return fmt.Sprintf("registers/%d/%d", epoch, p.Random.IntN(4)) }
-	return Workload{Name: "registers", PerPeer: 3, Check: []check.Checker{check.Secrets},
+	return Workload{Name: "registers", PerPeer: 3, Kinds: []string{"read", "write", "compare-and-set", "compare-and-set conflict"}, Final: "read",
+		Check: []check.Checker{check.Secrets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			last, seen := "", history.Op{}
 			return func(ctx context.Context) {
@@ -136,7 +137,8 @@ func Deletions() Workload {
 			p.readVersion(ctx, key, version(p))
 		}
 	}
-	return Workload{Name: "deletions", PerPeer: 2, Check: []check.Checker{check.Secrets},
+	return Workload{Name: "deletions", PerPeer: 2, Kinds: []string{"read", "read-version", "write", "delete", "undelete", "destroy"}, Final: "read",
+		Check: []check.Checker{check.Secrets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			last := ""
 			return func(ctx context.Context) {
@@ -170,7 +172,8 @@ func Deletions() Workload {
 
 // Lists appends to a list in one secret, by compare-and-set of the whole.
 func Lists() Workload {
-	return Workload{Name: "lists", PerPeer: 2, Check: []check.Checker{check.Lists},
+	return Workload{Name: "lists", PerPeer: 2, Kinds: []string{"read", "append"}, Final: "read",
+		Check: []check.Checker{check.Lists},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			keys := map[string]bool{}
 			return func(ctx context.Context) {
@@ -199,7 +202,8 @@ func Sets() Workload {
 			return err
 		})
 	}
-	return Workload{Name: "sets", PerPeer: 1, Check: []check.Checker{check.Sets},
+	return Workload{Name: "sets", PerPeer: 1, Kinds: []string{"list", "add"}, Final: "list",
+		Check: []check.Checker{check.Sets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			return func(ctx context.Context) {
 					if p.Random.IntN(40) == 0 {

@@ -14,7 +14,8 @@ import (
 
 // Watches changes and deletes secrets, and hears of it at every peer.
 func Watches() Workload {
-	return Workload{Name: "watches", PerPeer: 2, Check: []check.Checker{check.Watches},
+	return Workload{Name: "watches", PerPeer: 2, Kinds: []string{"write", "delete", "begin", "watch"}, Final: "watch",
+		Check: []check.Checker{check.Watches},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			if p.ID%2 == 0 { // numbers are given in turn, so that each peer has one that watches
 				w := &watching{Process: p}

@@ -6,8 +6,11 @@ package workload
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spike-ha/spike-ha/api/client"
@@ -54,9 +57,9 @@ func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context
 		case err == nil:
 			op.Outcome = history.OK
 		case secret.CodeOf(err) == secret.CodeUnknown:
-			op.Outcome, op.Error = history.Unknown, err.Error()
+			op.Outcome, op.Error, op.Codes = history.Unknown, err.Error(), codes(err)
 		default:
-			op.Outcome, op.Error = history.Failed, err.Error()
+			op.Outcome, op.Error, op.Codes = history.Failed, err.Error(), codes(err)
 		}
 	})
 	if op.Outcome == history.Unknown && !p.Final {
@@ -68,6 +71,17 @@ func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context
 	return op
 }
 
+// codes are those of an error and of all its causes: one of unknown outcome may have been refused in the end.
+func codes(err error) string {
+	list := []string{string(secret.CodeOf(err))}
+	var e *secret.Error
+	for errors.As(err, &e) {
+		list = append(list, string(e.Code))
+		err = e.Cause
+	}
+	return strings.Join(slices.Compact(list), " ")
+}
+
 // unique is a value that nobody else uses.
 func (p *Process) unique() string {
 	p.count++
@@ -77,6 +91,10 @@ func (p *Process) unique() string {
 // Workload is one kind of load.
 type Workload struct {
 	Name string
+	// Kinds are those of answered operations without which it shows nothing: see check.Enough.
+	Kinds []string
+	// Final is the operation that each process asks for in its last look, or "": one of each peer must be answered.
+	Final string
 	// PerPeer is how many processes ask each peer; as many ask anybody.
 	PerPeer int
 	// Setup is done once, before any process.
