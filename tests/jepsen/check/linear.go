@@ -198,6 +198,8 @@ var grantModel = porcupine.Model{
 			return granted || op.Outcome == history.Unknown, false
 		case "read":
 			return (op.Out == "allowed") == granted, granted
+		case "setup": // of the secret that is read
+			return true, granted
 		}
 		return false, granted
 	},

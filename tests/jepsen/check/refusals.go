@@ -9,9 +9,10 @@ import (
 )
 
 // expected are the codes of refusals that an attack explains. An internal error, a record that does not open, a request that is
-// invalid and a denial of the superuser, who all clients are but for those of grants (who take a denial for an answer), it does not.
+// invalid and a denial of the superuser, who all clients are but for those of grants (who take a denial for an answer), it does not. That
+// the SVID of a connection has ended is not one.
 var expected = []secret.Code{secret.CodeNotFound, secret.CodeConflict, secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded,
-	secret.CodeUnknown, secret.CodeForgotten}
+	secret.CodeUnknown, secret.CodeForgotten, "unidentified"}
 
 // Refusals finds what was refused for a reason that no attack explains.
 func Refusals(ops []history.Op) Result {

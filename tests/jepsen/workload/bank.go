@@ -67,7 +67,7 @@ func Bank() Workload {
 				}
 				return list, nil
 			}
-			for {
+			for try := 1; ; try++ {
 				first, err := look()
 				if err != nil {
 					return err
@@ -84,7 +84,7 @@ func Bank() Workload {
 					}
 					op.Out = strings.Join(out, ",")
 					return nil
-				case !p.Final:
+				case try == 3 && !p.Final:
 					return errMoved
 				}
 			}

@@ -41,10 +41,10 @@ func Grants() Workload {
 				}
 				p.do(ctx, history.Op{F: "read", Key: name}, func(ctx context.Context, op *history.Op) error {
 					_, _, err := apps[name].Get(ctx, path, 0)
-					switch secret.CodeOf(err) {
-					case "":
+					switch code := secret.CodeOf(err); {
+					case err == nil:
 						op.Out = "allowed"
-					case secret.CodeDenied:
+					case code == secret.CodeDenied && !unidentified(err):
 						op.Out = "denied"
 					default:
 						return err

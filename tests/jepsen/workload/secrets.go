@@ -110,8 +110,8 @@ func Registers() Workload {
 						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 					default:
 						expected := p.Random.IntN(30)
-						if seen.Key == last && p.Random.IntN(2) == 0 { // else hardly one would fit
-							expected = seen.Version
+						if seen.Key != "" && p.Random.IntN(3) > 0 { // else hardly one would fit
+							last, expected = seen.Key, seen.Version
 						}
 						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), expected)
 					}
@@ -129,7 +129,7 @@ func Registers() Workload {
 // Deletions writes, deletes, undeletes, destroys and reads.
 func Deletions() Workload {
 	key := func(p *Process, epoch int) string { return fmt.Sprintf("deletions/%d/%d", epoch, p.Random.IntN(2)) }
-	version := func(p *Process) secret.Version { return secret.Version(1 + p.Random.IntN(4)) }
+	version := func(p *Process) secret.Version { return secret.Version(1 + min(p.Random.IntN(4), p.Random.IntN(4))) }
 	look := func(ctx context.Context, p *Process, key string) {
 		if p.Random.IntN(2) == 0 {
 			p.read(ctx, key)
@@ -147,14 +147,14 @@ func Deletions() Workload {
 						return
 					}
 					last = key(p, epoch(p.Recorder, time.Second))
-					switch p.Random.IntN(10) {
+					switch p.Random.IntN(12) {
 					case 0, 1:
 						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 					case 2, 3:
 						p.remove(ctx, last)
-					case 4:
+					case 4, 5:
 						p.changeVersion(ctx, "undelete", last, version(p), p.Client.Undelete)
-					case 5:
+					case 6:
 						p.changeVersion(ctx, "destroy", last, version(p), p.Client.Destroy)
 					default:
 						look(ctx, p, last)

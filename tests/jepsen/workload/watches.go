@@ -21,11 +21,13 @@ func Watches() Workload {
 				w := &watching{Process: p}
 				return w.step, w.final, nil
 			}
+			last := ""
 			return func(ctx context.Context) {
 				key := fmt.Sprintf("watches/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(4))
-				if p.Random.IntN(4) == 0 {
-					p.remove(ctx, key)
+				if last != "" && p.Random.IntN(3) == 0 {
+					p.remove(ctx, last)
 				} else {
+					last = key
 					p.write(ctx, "write", key, p.unique(), "", history.AnyVersion)
 				}
 			}, func(context.Context) {}, nil

@@ -71,15 +71,28 @@ func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context
 	return op
 }
 
-// codes are those of an error and of all its causes: one of unknown outcome may have been refused in the end.
+// codes are those of an error and of all its causes: one of unknown outcome may have been refused in the end. That our own time
+// was up is nobody's refusal.
 func codes(err error) string {
-	list := []string{string(secret.CodeOf(err))}
+	var list []string
 	var e *secret.Error
-	for errors.As(err, &e) {
-		list = append(list, string(e.Code))
-		err = e.Cause
+	for cause := err; errors.As(cause, &e); cause = e.Cause {
+		if unidentified(e) {
+			list = append(list, "unidentified")
+		} else {
+			list = append(list, string(e.Code))
+		}
+	}
+	if len(list) == 0 && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		list = append(list, string(secret.CodeOf(err)))
 	}
 	return strings.Join(slices.Compact(list), " ")
+}
+
+// unidentified tells that a peer did not know who asked, because the SVID of the connection had ended: nothing was decided. The message
+// alone says so.
+func unidentified(err error) bool {
+	return secret.CodeOf(err) == secret.CodeDenied && strings.Contains(err.Error(), "the connection's SVID")
 }
 
 // unique is a value that nobody else uses.
