@@ -156,12 +156,12 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 
 // clients makes clients of the cluster, which are closed at the end.
 func (r *run) clients(c *harness.Cluster) workload.Clients {
-	return func(path string, peer int) (*client.Client, error) {
+	return func(path string, peer int, with ...func(*client.Config)) (*client.Client, error) {
 		var peers []int
 		if peer != history.Anybody {
 			peers = []int{peer}
 		}
-		cl, done, err := c.Client(context.Background(), path, peers...)
+		cl, done, err := c.ClientWith(context.Background(), path, with, peers...)
 		if err != nil {
 			return nil, err
 		}

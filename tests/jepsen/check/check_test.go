@@ -28,6 +28,7 @@ func final(o *history.Op)              { o.Final = true }
 func element(o *history.Op)            { o.Key = o.In }
 func at(i uint64) func(*history.Op)    { return func(o *history.Op) { o.Index = i } }
 func codes(c string) func(*history.Op) { return func(o *history.Op) { o.Codes = c } }
+func mine(o *history.Op)               { o.Process = -5 }
 func key(k string) func(*history.Op)   { return func(o *history.Op) { o.Key = k } }
 func expect(v int) func(*history.Op)   { return func(o *history.Op) { o.Expect = v } }
 
@@ -137,6 +138,13 @@ func TestCheckers(t *testing.T) {
 		"refusals of a cluster under attack": {check.Refusals, []history.Op{op(0, 1, "read", "", "", 0, failed, codes("unavailable")), op(2, 0, "write", "", "", 0, codes("unknown sealed"))}, ""},
 		"an internal error":                  {check.Refusals, []history.Op{op(0, 1, "read", "", "", 0, failed, codes("internal"))}, "internal"},
 		"a denial of the superuser":          {check.Refusals, []history.Op{op(0, 0, "write", "", "", 0, codes("unknown denied"))}, "denied"},
+		"a session": {check.Sessions, []history.Op{
+			op(0, 1, "write", "a", "", 1, mine), op(2, 0, "write", "b", "", 0, mine), op(3, 4, "read", "", "a", 1, mine), op(5, 6, "read", "", "b", 2, mine), op(7, 8, "read", "", "a", 1)}, ""},
+		"a session that misses its own write": {check.Sessions, []history.Op{op(0, 1, "write", "a", "", 1, mine), op(2, 3, "read", "", "", 0, mine)}, ", after"},
+		"a session that goes back": {check.Sessions, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read", "", "b", 2, mine), op(6, 7, "read", "", "a", 1, mine)}, ", after"},
+		"a session that reads another value": {check.Sessions, []history.Op{op(0, 1, "write", "a", "", 1), op(0, 0, "write", "b", "", 0), op(4, 5, "read", "", "b", 1, mine)}, "was written with that version"},
+		"a session that reads what failed":   {check.Sessions, []history.Op{op(0, 1, "write", "a", "", 0, failed), op(4, 5, "read", "", "a", 1, mine)}, "nobody had written"},
 		"changes and watches": {check.Watches, []history.Op{
 			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(5)), op(3, 0, "delete", "", "", 0),
 			op(3, 6, "watch", "", "5 put k [1],5 put k [2],7 deleted k [2]", 7), op(4, 5, "write", "", "", 3, at(8)), op(6, 9, "watch", "", "8 put k [3]", 8, final)}, ""},

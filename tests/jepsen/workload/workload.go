@@ -20,7 +20,7 @@ import (
 )
 
 // Clients makes a client of a SPIFFE path that asks one peer, or any.
-type Clients func(path string, peer int) (*client.Client, error)
+type Clients func(path string, peer int, with ...func(*client.Config)) (*client.Client, error)
 
 // Process does one operation at a time.
 type Process struct {
@@ -119,7 +119,7 @@ type Workload struct {
 
 // All are the workloads.
 func All() []Workload {
-	return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants(), Watches()}
+	return []Workload{Registers(), Lists(), Sets(), Bank(), Deletions(), Grants(), Watches(), Sessions()}
 }
 
 // looks is how many keys of the past a process reads at the end.
