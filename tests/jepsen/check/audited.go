@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spike-ha/spike-ha/audit"
 	"github.com/spike-ha/spike-ha/tests/jepsen/history"
@@ -39,7 +40,7 @@ var changes = func() map[string]bool {
 //   - Each acknowledged change has an outcome on record, with its index, its kind and its version, of a secret of its
 //     own, at the peer that was asked, when that is known: one entry of the Raft log may make many changes, and several requests may
 //     have been made for one (a removal, which has no version, may find that another one at that index has been there before).
-//   - No more is on record than was acknowledged, and than what had an unknown outcome can have made there.
+//   - No more is on record at a peer than was acknowledged to who may have asked it, and than what had an unknown outcome can have made there.
 //   - No outcome is on record without its intent before it, and none twice. That a client was told that nothing is known
 //     may follow what was done: the record of that, or what came after, was not durable.
 //   - In one log, a change that is intended after the outcome of another has a later index.
@@ -176,47 +177,67 @@ func acknowledged(op history.Op) (list []entry) {
 	return list
 }
 
-// invented finds changes on record that nobody can have made: what was not acknowledged at an index must be of unknown outcome, called
-// after all that was acknowledged then lies before the index, and before anything at it or behind it was acknowledged.
+// invented finds changes on record at a peer that nobody can have made there.
 func (l *ledger) invented(r *Result, ops []history.Op) {
+	for peer, made := range l.at {
+		there := slices.DeleteFunc(slices.Clone(ops), func(op history.Op) bool {
+			return audited[op.F] == "" || op.Peer != peer && op.Peer != history.Anybody
+		})
+		r.invented(peer, made, there, ops)
+	}
+}
+
+// invented holds what is on record at a peer against what it was asked: what was not acknowledged at an index must be of unknown
+// outcome, and called before anything at that index or behind it was acknowledged to anybody.
+func (r *Result) invented(peer int, made map[entry]map[string]bool, there, ops []history.Op) {
 	known, maybe := map[entry]int{}, map[string][]history.Op{}
-	var indexed []history.Op
-	for _, op := range ops {
-		if kind := audited[op.F]; kind != "" && op.Outcome == history.Unknown {
+	for _, op := range there {
+		if op.Outcome == history.Unknown {
 			for range max(1, transactions[op.F]) {
-				maybe[kind] = append(maybe[kind], op)
+				maybe[audited[op.F]] = append(maybe[audited[op.F]], op)
 			}
 		}
 		for _, e := range acknowledged(op) {
 			known[e]++
 		}
-		if op.Outcome == history.OK && op.Index > 0 {
-			indexed = append(indexed, op)
-		}
 	}
+	acknowledgedAt := firstReturns(ops)
 	more := map[string]int{}
-	for e, names := range l.all {
+	for e, names := range made {
 		excess := distinct(names) - known[e]
 		if excess <= 0 {
 			continue
 		}
-		possible := 0
+		until, possible := acknowledgedAt(e.index), 0
 		for _, op := range maybe[e.op] {
-			if !slices.ContainsFunc(indexed, func(o history.Op) bool {
-				return o.Index >= e.index && o.Return < op.Call
-			}) {
+			if op.Call <= until {
 				possible++
 			}
 		}
 		if excess > possible {
-			r.violate("the audit logs have %d more changes %s at index %d, of version %d, than clients know of, and %d at most are of unknown outcome", excess, e.op, e.index, e.version, possible)
+			r.violate("the audit log of peer %d has %d more changes %s at index %d, of version %d, than its clients know of, and %d at most are of unknown outcome", peer, excess, e.op, e.index, e.version, possible)
 		}
 		more[e.op] += excess
 	}
 	for kind, n := range more {
 		if n > len(maybe[kind]) {
-			r.violate("the audit logs have %d more changes %s than clients know of, and %d are of unknown outcome", n, kind, len(maybe[kind]))
+			r.violate("the audit log of peer %d has %d more changes %s than its clients know of, and %d are of unknown outcome", peer, n, kind, len(maybe[kind]))
 		}
+	}
+}
+
+// firstReturns tells when a change at an index or behind it was first acknowledged: by then what is at the index was made.
+func firstReturns(ops []history.Op) func(index uint64) time.Duration {
+	list := slices.DeleteFunc(slices.Clone(ops), func(op history.Op) bool { return op.Outcome != history.OK || op.Index == 0 })
+	slices.SortFunc(list, func(a, b history.Op) int { return cmp.Compare(a.Index, b.Index) })
+	first := make([]time.Duration, len(list)+1)
+	first[len(list)] = history.Forever
+	for i := len(list) - 1; i >= 0; i-- {
+		first[i] = min(first[i+1], list[i].Return)
+	}
+	return func(index uint64) time.Duration {
+		at, _ := slices.BinarySearchFunc(list, index, func(op history.Op, index uint64) int { return cmp.Compare(op.Index, index) })
+		return first[at]
 	}
 }
 

@@ -29,6 +29,7 @@ func TestAudited(t *testing.T) {
 	other := func(r *audit.Record) { r.Path = "hmac:b" }
 	anybody := func(o *history.Op) { o.Peer = history.Anybody }
 	peer1 := func(o *history.Op) { o.Peer = 1 }
+	free := []history.Op{op(0, 1, "write", "a", "", 1, at(5), anybody)}
 	moved := []history.Op{op(0, 1, "transfer", "", "3,7", 0, at(5))}
 	later := []history.Op{op(0, 1, "write", "a", "", 1, at(5)), op(2, 3, "write", "a", "", 2, at(6))}
 	swapped := []audit.Record{intent("x"), outcome("x", 6, 2), intent("y"), outcome("y", 5, 1)}
@@ -41,7 +42,7 @@ func TestAudited(t *testing.T) {
 		lost  bool // the first of the logs
 	}{
 		"one change":                            {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "", false},
-		"one change, asked for twice":           {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 5, 1)}}, "", false},
+		"one change, asked for twice":           {free, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 5, 1)}}, "", false},
 		"two changes in one entry":              {two, [][]audit.Record{{intent("x"), outcome("x", 5, 1), intent("y"), outcome("y", 5, 1, other)}, {}}, "", false},
 		"two changes recorded by a sealed peer": {two, [][]audit.Record{{intent("x"), intent("y"), outcome("x", 5, 1, unnamed), outcome("y", 5, 1, unnamed)}, {}}, "", false},
 		"a change that is not on record":        {one, [][]audit.Record{{intent("x")}, {}}, "clients know of 1", false},
@@ -57,9 +58,10 @@ func TestAudited(t *testing.T) {
 		"a change that nobody asked for":        {nil, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "1 more", false},
 		"a change that was refused":             {[]history.Op{op(0, 1, "write", "a", "", 0, failed)}, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "1 more", false},
 		"one of unknown outcome":                {[]history.Op{op(0, 0, "write", "a", "", 0)}, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "", false},
-		"one of unknown outcome, made twice":    {[]history.Op{op(0, 0, "write", "a", "", 0)}, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 6, 2)}}, "2 more", false},
+		"one of unknown outcome, elsewhere":     {[]history.Op{op(0, 0, "write", "a", "", 0, peer1)}, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {}}, "1 more", false},
+		"one of unknown outcome, made twice":    {[]history.Op{op(0, 0, "write", "a", "", 0)}, [][]audit.Record{{intent("x"), outcome("x", 5, 1), intent("y"), outcome("y", 6, 2)}, {}}, "2 more", false},
 		"one too early for an unknown outcome":  {append(later[1:2:2], op(4, 0, "write", "a", "", 0)), [][]audit.Record{{intent("x"), outcome("x", 5, 1), intent("y"), outcome("y", 6, 2)}, {}}, "0 at most", false},
-		"one named under two keys":              {one, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 5, 1, func(r *audit.Record) { r.Path = "new.a" })}}, "", false},
+		"one named under two keys":              {free, [][]audit.Record{{intent("x"), outcome("x", 5, 1)}, {intent("y"), outcome("y", 5, 1, func(r *audit.Record) { r.Path = "new.a" })}}, "", false},
 		"two, one after the other":              {later, [][]audit.Record{{intent("x"), outcome("x", 5, 1), intent("y"), outcome("y", 6, 2)}, {}}, "", false},
 		"two in the wrong order":                {later, [][]audit.Record{swapped, {}}, "was intended after", false},
 		"two that overlap":                      {later, [][]audit.Record{{intent("x"), intent("y"), outcome("x", 6, 2), outcome("y", 5, 1)}, {}}, "", false},

@@ -50,6 +50,7 @@ type Op struct {
 	Out     string `json:"out,omitempty"`
 	Version int    `json:"version,omitempty"`
 	Index   uint64 `json:"index,omitempty"` // of the log, as acknowledged
+	Local   bool   `json:"local,omitempty"` // the peer need not ask any other
 	Final   bool   `json:"final,omitempty"` // made after the last fault was over
 }
 
@@ -100,13 +101,13 @@ func (r *Recorder) Ops() []Op {
 	return ops
 }
 
-// OKs counts successful operations by peer since a moment.
+// OKs counts successful operations by peer since a moment, but for those that a peer may answer though it is cut off.
 func (r *Recorder) OKs(since time.Duration) map[int]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := map[int]int{}
 	for i := len(r.ops) - 1; i >= 0 && r.ops[i].Return >= since; i-- { // appended at their return, but for unknown ones
-		if op := r.ops[i]; op.Outcome == OK && op.Call >= since {
+		if op := r.ops[i]; op.Outcome == OK && op.Call >= since && !op.Local {
 			n[op.Peer]++
 		}
 	}

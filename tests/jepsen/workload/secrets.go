@@ -63,8 +63,8 @@ func (p *Process) write(ctx context.Context, f, key, in, value string, expect in
 }
 
 // remove deletes the newest version of one.
-func (p *Process) remove(ctx context.Context, key string) {
-	p.do(ctx, history.Op{F: "delete", Key: key}, func(ctx context.Context, op *history.Op) error {
+func (p *Process) remove(ctx context.Context, key string) history.Op {
+	return p.do(ctx, history.Op{F: "delete", Key: key}, func(ctx context.Context, op *history.Op) error {
 		answer, err := p.Client.Delete(ctx, path(key))
 		if secret.CodeOf(err) == secret.CodeNotFound {
 			op.Out = "not found"
@@ -137,10 +137,16 @@ func Deletions() Workload {
 			p.readVersion(ctx, key, version(p))
 		}
 	}
-	return Workload{Name: "deletions", PerPeer: 2, Kinds: []string{"read", "read-version", "write", "delete", "undelete", "destroy"}, Final: "read",
+	return Workload{Name: "deletions", PerPeer: 2, Kinds: []string{"read", "read-version", "write", "delete", "undelete not found", "destroy"}, Final: "read",
 		Check: []check.Checker{check.Secrets},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
-			last := ""
+			last, known := "", history.Op{} // of that a version was written or deleted
+			meant := func() (string, secret.Version) {
+				if known.Version > 0 && p.Random.IntN(3) > 0 { // else there is mostly nothing to change
+					return known.Key, secret.Version(known.Version)
+				}
+				return last, version(p)
+			}
 			return func(ctx context.Context) {
 					if epoch, ok := p.earlier(time.Second); ok {
 						look(ctx, p, key(p, epoch))
@@ -149,13 +155,15 @@ func Deletions() Workload {
 					last = key(p, epoch(p.Recorder, time.Second))
 					switch p.Random.IntN(12) {
 					case 0, 1:
-						p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
+						known = p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
 					case 2, 3:
-						p.remove(ctx, last)
+						known = p.remove(ctx, last)
 					case 4, 5:
-						p.changeVersion(ctx, "undelete", last, version(p), p.Client.Undelete)
+						key, v := meant()
+						p.changeVersion(ctx, "undelete", key, v, p.Client.Undelete)
 					case 6:
-						p.changeVersion(ctx, "destroy", last, version(p), p.Client.Destroy)
+						key, v := meant()
+						p.changeVersion(ctx, "destroy", key, v, p.Client.Destroy)
 					default:
 						look(ctx, p, last)
 					}

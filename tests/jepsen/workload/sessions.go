@@ -25,6 +25,7 @@ func Sessions() Workload {
 			if p.Client, err = clients(harness.Superuser, p.Peer, func(c *client.Config) { c.IndexReads = true }); err != nil {
 				return nil, nil, err
 			}
+			p.Local = true
 			key := func(i int) string { return fmt.Sprintf("sessions/%d", i%sessions) }
 			return func(ctx context.Context) {
 					switch p.Random.IntN(5) {

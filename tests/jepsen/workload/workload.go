@@ -30,6 +30,7 @@ type Process struct {
 	Recorder *history.Recorder
 	Workload string
 	Attempt  time.Duration // bounds one operation; 0: what is usual
+	Local    bool          // its reads are of level "index"
 	Final    bool          // reads after the last fault is over
 	count    int
 }
@@ -45,6 +46,7 @@ const (
 // do makes and records an operation.
 func (p *Process) do(ctx context.Context, op history.Op, do func(context.Context, *history.Op) error) history.Op {
 	op.Workload, op.Process, op.Peer, op.Final = p.Workload, p.ID, p.Peer, p.Final
+	op.Local = p.Local && op.F == "read"
 	limit := cmp.Or(p.Attempt, attempt)
 	if p.Final {
 		limit = 20 * time.Second
