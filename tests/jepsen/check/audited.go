@@ -122,13 +122,13 @@ func (l *ledger) read(r *Result, peer int, dir string, lost bool) error {
 			if made[e] == nil {
 				made[e] = map[string]bool{}
 			}
-			made[e][cmp.Or(a.Path, unnamed+a.Request)] = true
+			made[e][cmp.Or(a.Path, fmt.Sprintf("%s%d of peer %d", unnamed, a.Seq, peer))] = true // a transaction has several
 		}
 	})
 }
 
 // unnamed begins what stands for the name of a secret that a sealed peer could not hash.
-const unnamed = "of request "
+const unnamed = "of record "
 
 // missing finds acknowledged changes that are not on record.
 func (l *ledger) missing(r *Result, ops []history.Op, lost map[int]bool, whole bool) {
