@@ -438,12 +438,21 @@ func (c *Cluster) Source(ctx context.Context, path string) (*identity.Source, er
 // Client makes a client with an identity, of the peers named, or of all; the
 // caller runs done at the end.
 func (c *Cluster) Client(ctx context.Context, path string, peers ...int) (_ *client.Client, done func(), err error) {
+	return c.ClientWith(ctx, path, nil, peers...)
+}
+
+// ClientWith is Client with changes to how it is configured.
+func (c *Cluster) ClientWith(ctx context.Context, path string, with []func(*client.Config), peers ...int) (_ *client.Client, done func(), err error) {
 	source, err := c.Source(ctx, path)
 	if err != nil {
 		return nil, nil, err
 	}
-	cl, err := client.New(client.Config{Addresses: c.APIs(peers...), Attempt: 5 * time.Second, Patience: 90 * time.Second,
-		TLS: source.Client(func(spiffeid.ID) error { return nil })})
+	config := client.Config{Addresses: c.APIs(peers...), Attempt: 5 * time.Second, Patience: 90 * time.Second,
+		TLS: source.Client(func(spiffeid.ID) error { return nil })}
+	for _, change := range with {
+		change(&config)
+	}
+	cl, err := client.New(config)
 	if err != nil {
 		source.Close()
 		return nil, nil, err

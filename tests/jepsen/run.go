@@ -192,12 +192,12 @@ func move(from, to string) error {
 
 // clients makes clients of the cluster, which are closed at the end.
 func (r *run) clients(c *harness.Cluster) workload.Clients {
-	return func(path string, peer int) (*client.Client, error) {
+	return func(path string, peer int, with ...func(*client.Config)) (*client.Client, error) {
 		var peers []int
 		if peer != history.Anybody {
 			peers = []int{peer}
 		}
-		cl, done, err := c.Client(context.Background(), path, peers...)
+		cl, done, err := c.ClientWith(context.Background(), path, with, peers...)
 		if err != nil {
 			return nil, err
 		}
@@ -478,12 +478,14 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 		if w.Operators {
 			seen = append(seen, nemesis.Operator)
 		}
-		for _, check := range w.Check {
-			note(w.Name, check(history.Of(ops, seen...)))
+		for _, judge := range w.Check {
+			note(w.Name, judge(history.Of(ops, seen...)))
 		}
+		note(w.Name, check.Enough(history.Of(ops, w.Name), w.Kinds, w.Final, r.target.Peers()))
 	}
 	note("all", check.Sealed(ops))
 	note("all", check.Indices(ops))
+	note("all", check.Refusals(ops))
 	answered := map[int]int{}
 	for _, op := range ops {
 		if op.Outcome == history.OK {
@@ -508,7 +510,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	for i := range r.target.Peers() {
 		audits = append(audits, filepath.Join(r.target.DataDir(i), "audit"))
 	}
-	note("all", check.Audited(ops, len(r.target.Unlogged) == 0, audits...))
+	note("all", check.Audited(ops, r.target.Unlogged, audits...))
 	note("all", check.Crashes(filepath.Join(r.dir, "logs")))
 	note("all", check.Plaintext([]string{workload.NameMark, workload.ValueMark}, r.dir))
 	for i := range r.target.Peers() {

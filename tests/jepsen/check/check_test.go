@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,13 +23,24 @@ func op(from, to int, f, in, out string, version int, more ...func(*history.Op))
 	return o
 }
 
-func failed(o *history.Op)           { o.Outcome = history.Failed }
-func final(o *history.Op)            { o.Final = true }
-func element(o *history.Op)          { o.Key = o.In }
-func peer(i int) func(*history.Op)   { return func(o *history.Op) { o.Peer = i } }
-func at(i uint64) func(*history.Op)  { return func(o *history.Op) { o.Index = i } }
-func key(k string) func(*history.Op) { return func(o *history.Op) { o.Key = k } }
-func expect(v int) func(*history.Op) { return func(o *history.Op) { o.Expect = v } }
+func failed(o *history.Op)             { o.Outcome = history.Failed }
+func final(o *history.Op)              { o.Final = true }
+func element(o *history.Op)            { o.Key = o.In }
+func at(i uint64) func(*history.Op)    { return func(o *history.Op) { o.Index = i } }
+func codes(c string) func(*history.Op) { return func(o *history.Op) { o.Codes = c } }
+func mine(o *history.Op)               { o.Process = -5 }
+func key(k string) func(*history.Op)   { return func(o *history.Op) { o.Key = k } }
+func expect(v int) func(*history.Op)   { return func(o *history.Op) { o.Expect = v } }
+
+// writes makes so many versions of a secret.
+func writes(n int) (ops []history.Op) {
+	for i := range n {
+		ops = append(ops, op(2*i, 2*i+1, "write", strconv.Itoa(i+1), "", i+1))
+	}
+	return ops
+}
+
+func peer(i int) func(*history.Op) { return func(o *history.Op) { o.Peer = i } }
 
 // restored is a history in which a restore takes y back and nothing else; u is of unknown outcome.
 func restored(reads ...history.Op) []history.Op {
@@ -87,6 +99,24 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "write", "c", "", 2)}, "no order"},
 		"a version above a destroyed one": {check.Secrets, []history.Op{
 			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "2", "", 0), op(6, 7, "read", "", "a", 1), op(8, 9, "write", "c", "", 3), op(10, 11, "read", "", "c", 3)}, ""},
+		"a destroyed one read by its version": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "destroy", "1", "", 0), op(6, 7, "read-version", "1", "a", 1)}, "no order"},
+		"versions read by their numbers": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read-version", "1", "a", 1), op(6, 7, "delete", "", "", 2), op(8, 9, "read-version", "2", "", 0),
+			op(10, 11, "read-version", "3", "", 0), op(12, 13, "write", "c", "", 2), op(14, 15, "read-version", "2", "c", 2), op(16, 17, "destroy", "2", "", 0),
+			op(18, 19, "read-version", "2", "", 0), op(20, 21, "read-version", "1", "a", 1)}, ""},
+		"another version than the one that was asked for": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read-version", "1", "b", 2)}, "no order"},
+		"a version that is there and not found": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read-version", "1", "", 0)}, "no order"},
+		"a version that was dropped": {check.Secrets, append(writes(11), op(30, 31, "read-version", "1", "", 0), op(32, 33, "read-version", "2", "2", 2)), ""},
+		"a dropped version read":     {check.Secrets, append(writes(11), op(30, 31, "read-version", "1", "1", 1)), "no order"},
+		"a deleted one not found to be undeleted": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "delete", "", "", 1), op(4, 5, "undelete", "1", "not found", 0)}, "no order"},
+		"nothing to undelete": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(4, 5, "undelete", "1", "not found", 0), op(6, 7, "destroy", "1", "", 0), op(8, 9, "undelete", "1", "not found", 0)}, ""},
+		"one that is there and not found to be destroyed": {check.Secrets, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(4, 5, "destroy", "1", "not found", 0)}, "no order"},
 		"allowed after a revocation": {check.Grants, []history.Op{
 			op(0, 1, "grant", "", "", 0), op(2, 3, "revoke", "", "", 0), op(4, 5, "read", "", "allowed", 0)}, "no order"},
 		"denied after a grant": {check.Grants, []history.Op{
@@ -117,8 +147,6 @@ func TestCheckers(t *testing.T) {
 			op(0, 1, "add", "x", "", 1, element), op(3, 4, "list", "", "", 0, final)}, "is not in a read"},
 		"a set that has what failed": {check.Sets, []history.Op{
 			op(0, 1, "add", "x", "", 0, element, failed), op(3, 4, "list", "", "x", 0, final)}, "never added"},
-		"a bank":             {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,100", 0), op(2, 3, "read", "", "90,110", 0, final)}, ""},
-		"money from nowhere": {check.Bank(200), []history.Op{op(0, 1, "read", "", "100,110", 0, final)}, "210 in all"},
 		"a restore": {check.Restored, restored(
 			op(32, 33, "list", "", "x,z,u", 0, final), op(32, 33, "read", "y", "", 0, element), op(32, 33, "read", "z", "z", 1, element)), ""},
 		"reads around a restore": {check.Restored, restored(
@@ -147,6 +175,27 @@ func TestCheckers(t *testing.T) {
 			op(12, 13, "list", "", "x", 0), op(15, 16, "list", "", "x,y", 0, peer(2)), op(32, 33, "list", "", "x,z", 0, final)), "peer 2"},
 		"another value than was added": {check.Restored, restored(
 			op(22, 23, "read", "x", "y", 1, element), op(32, 33, "list", "", "x,z", 0, final)), "it shows"},
+		"a bank": {check.Bank(2, 200), []history.Op{
+			op(0, 1, "read", "", "100,100", 2), op(2, 5, "transfer", "", "", 0), op(3, 4, "read", "", "90,110", 4), op(6, 0, "transfer", "", "", 0),
+			op(7, 8, "transfer", "", "", 0, failed), op(9, 10, "read", "", "90,110", 4), op(11, 12, "read", "", "80,120", 6, final)}, ""},
+		"money from nowhere":                 {check.Bank(2, 200), []history.Op{op(0, 1, "read", "", "100,110", 2, final)}, "210 in all"},
+		"a bank before a transfer":           {check.Bank(2, 200), []history.Op{op(0, 1, "transfer", "", "", 0), op(2, 3, "read", "", "100,100", 2, final)}, "it is 4 to 4"},
+		"a bank after a transfer to come":    {check.Bank(2, 200), []history.Op{op(0, 1, "read", "", "90,110", 4, final), op(2, 3, "transfer", "", "", 0)}, "it is 2 to 2"},
+		"a transfer that failed":             {check.Bank(2, 200), []history.Op{op(0, 1, "transfer", "", "", 0, failed), op(2, 3, "read", "", "90,110", 4, final)}, "it is 2 to 2"},
+		"half a transfer":                    {check.Bank(2, 200), []history.Op{op(0, 0, "transfer", "", "", 0), op(2, 3, "read", "", "100,100", 3, final)}, "in steps of 2"},
+		"a bank that goes back in time":      {check.Bank(2, 200), []history.Op{op(0, 0, "transfer", "", "", 0), op(2, 3, "read", "", "90,110", 4), op(4, 5, "read", "", "100,100", 2, final)}, "was called after"},
+		"an element that nobody appended":    {check.Lists, []history.Op{op(0, 1, "append", "a", "", 1), op(2, 3, "read", "", "a,x", 2)}, "nobody had appended"},
+		"an element before it was appended":  {check.Lists, []history.Op{op(0, 1, "read", "", "a", 1), op(2, 3, "append", "a", "", 1)}, "nobody had appended"},
+		"refusals of a cluster under attack": {check.Refusals, []history.Op{op(0, 1, "read", "", "", 0, failed, codes("unavailable")), op(2, 0, "write", "", "", 0, codes("unknown sealed"))}, ""},
+		"an internal error":                  {check.Refusals, []history.Op{op(0, 1, "read", "", "", 0, failed, codes("internal"))}, "internal"},
+		"a denial of the superuser":          {check.Refusals, []history.Op{op(0, 0, "write", "", "", 0, codes("unknown denied"))}, "denied"},
+		"a session": {check.Sessions, []history.Op{
+			op(0, 1, "write", "a", "", 1, mine), op(2, 0, "write", "b", "", 0, mine), op(3, 4, "read", "", "a", 1, mine), op(5, 6, "read", "", "b", 2, mine), op(7, 8, "read", "", "a", 1)}, ""},
+		"a session that misses its own write": {check.Sessions, []history.Op{op(0, 1, "write", "a", "", 1, mine), op(2, 3, "read", "", "", 0, mine)}, ", after"},
+		"a session that goes back": {check.Sessions, []history.Op{
+			op(0, 1, "write", "a", "", 1), op(2, 3, "write", "b", "", 2), op(4, 5, "read", "", "b", 2, mine), op(6, 7, "read", "", "a", 1, mine)}, ", after"},
+		"a session that reads another value": {check.Sessions, []history.Op{op(0, 1, "write", "a", "", 1), op(0, 0, "write", "b", "", 0), op(4, 5, "read", "", "b", 1, mine)}, "was written with that version"},
+		"a session that reads what failed":   {check.Sessions, []history.Op{op(0, 1, "write", "a", "", 0, failed), op(4, 5, "read", "", "a", 1, mine)}, "nobody had written"},
 		"changes and watches": {check.Watches, []history.Op{
 			op(0, 1, "begin", "", "", 4), op(1, 2, "write", "", "", 1, at(5)), op(1, 2, "write", "", "", 2, at(5)), op(3, 0, "delete", "", "", 0),
 			op(3, 6, "watch", "", "5 put k [1],5 put k [2],7 deleted k [2]", 7), op(4, 5, "write", "", "", 3, at(8)), op(6, 9, "watch", "", "8 put k [3]", 8, final)}, ""},
@@ -175,6 +224,37 @@ func TestCheckers(t *testing.T) {
 		r := c.checker(c.ops)
 		if c.finds == "" && (len(r.Violations) > 0 || r.Undecided != "") || c.finds != "" && !strings.Contains(strings.Join(r.Violations, "\n"), c.finds) {
 			t.Errorf("%s: found %q (%s)", name, r.Violations, r.Undecided)
+		}
+	}
+}
+
+// Histories that say too little are found out.
+func TestEnough(t *testing.T) {
+	t.Parallel()
+	by := func(peer int) func(*history.Op) { return func(o *history.Op) { o.Peer = peer } }
+	var ops []history.Op
+	for i := range 3 {
+		ops = append(ops, op(i, i+1, "read", "", "denied", 0, by(0)), op(i, i+1, "write", "", "", 1, by(1)))
+	}
+	last := []history.Op{op(8, 9, "read", "", "allowed", 0, by(0), final), op(8, 9, "read", "", "allowed", 0, by(1), final)}
+	for name, c := range map[string]struct {
+		ops   []history.Op
+		kinds []string
+		final string
+		peers int
+		finds string
+	}{
+		"enough":                         {append(last, ops...), []string{"write", "read denied", "read allowed"}, "read", 2, ""},
+		"without a last look":            {ops, []string{"write"}, "", 2, ""},
+		"no compare-and-set":             {ops, []string{"write", "compare-and-set"}, "", 2, "\"compare-and-set\""},
+		"nobody was allowed":             {ops, []string{"read allowed"}, "", 2, "\"read allowed\""},
+		"a last look at one peer":        {append(last[:1:1], ops...), nil, "read", 2, "no last look at peer 1"},
+		"a peer that answered nothing":   {ops, nil, "", 3, "peer 2 answered 0"},
+		"a last look that got no answer": {append(ops, op(8, 9, "read", "", "", 0, failed, final)), nil, "read", 1, "no last look at peer 0"},
+	} {
+		r := check.Enough(c.ops, c.kinds, c.final, c.peers)
+		if (r.Undecided != "") != (c.finds != "") || !strings.Contains(r.Undecided, c.finds) || len(r.Violations) > 0 {
+			t.Errorf("%s: %q", name, r.Undecided)
 		}
 	}
 }

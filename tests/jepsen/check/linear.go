@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -111,6 +112,20 @@ func (s secretState) write(value string) secretState {
 	return s
 }
 
+// at is the version of a number, if the secret has it.
+func (s secretState) at(version int) (versionState, bool) {
+	if i := version - s.first; version > 0 && i >= 0 && i < len(s.versions) {
+		return s.versions[i], true
+	}
+	return versionState{}, false
+}
+
+// number is the version that an operation names.
+func number(op history.Op) int {
+	n, _ := strconv.Atoi(op.In)
+	return n
+}
+
 // set changes a version, if there is one of that number.
 func (s secretState) set(version int, change func(*versionState)) secretState {
 	if i := version - s.first; version > 0 && i >= 0 && i < len(s.versions) {
@@ -149,16 +164,18 @@ var secretModel = porcupine.Model{
 		case "delete":
 			there := len(s.versions) > 0 // of one that has no current version nothing is deleted, and that succeeds
 			return unknown || there == (op.Out != "not found"), s.set(current, remove)
-		case "undelete": // of version In; one that is not deleted, or was destroyed, fails
-			var version int
-			_, _ = fmt.Sscan(op.In, &version)
-			i := version - s.first
-			possible := i >= 0 && i < len(s.versions) && s.versions[i].deleted && !s.versions[i].destroyed
-			return possible || unknown, s.set(version, restore)
-		case "destroy": // of version In, whether it is there or not
-			var version int
-			_, _ = fmt.Sscan(op.In, &version)
-			return len(s.versions) > 0 || unknown, s.set(version, destroy)
+		case "read-version": // of version In: one that is deleted, destroyed, dropped or not yet there is version 0
+			v, there := s.at(number(op))
+			if !there || v.deleted {
+				return op.Version == 0, s
+			}
+			return op.Version == number(op) && op.Out == v.value, s
+		case "undelete": // of version In; one that is not deleted, or was destroyed, is not found
+			v, there := s.at(number(op))
+			possible := there && v.deleted && !v.destroyed
+			return unknown || possible == (op.Out != "not found"), s.set(number(op), restore)
+		case "destroy": // of version In, whether it is there or not, of a secret that is
+			return unknown || len(s.versions) > 0 == (op.Out != "not found"), s.set(number(op), destroy)
 		}
 		return false, s
 	},
@@ -181,6 +198,8 @@ var grantModel = porcupine.Model{
 			return granted || op.Outcome == history.Unknown, false
 		case "read":
 			return (op.Out == "allowed") == granted, granted
+		case "setup": // of the secret that is read
+			return true, granted
 		}
 		return false, granted
 	},

@@ -51,6 +51,12 @@ func (r *Result) list(ops []history.Op) {
 		}
 		place[e] = i + 1
 	}
+	appended := map[string]history.Op{}
+	for _, op := range ops {
+		if op.F == "append" {
+			appended[op.In] = op
+		}
+	}
 	var events []event
 	taken := map[int]history.Op{}
 	for _, op := range ops {
@@ -69,6 +75,11 @@ func (r *Result) list(ops []history.Op) {
 			}
 			if len(l) != op.Version {
 				r.violate("%s: a list of %d elements after %d appends", show(op), len(l), op.Version)
+			}
+			for _, e := range l {
+				if a, there := appended[e]; !there || a.Call > op.Return {
+					r.violate("%s has %s, which nobody had appended", show(op), e)
+				}
 			}
 			events = append(events, event{op, len(l), false})
 		case op.F == "append":

@@ -6,6 +6,7 @@ package history
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -40,6 +41,7 @@ type Op struct {
 	Return   time.Duration `json:"return"`
 	Outcome  Outcome       `json:"outcome"`
 	Error    string        `json:"error,omitempty"`
+	Codes    string        `json:"codes,omitempty"` // of the error and of its causes
 
 	F       string `json:"f"`             // what was asked: read, write, …
 	Key     string `json:"key,omitempty"` // of what
@@ -48,7 +50,16 @@ type Op struct {
 	Out     string `json:"out,omitempty"`
 	Version int    `json:"version,omitempty"`
 	Index   uint64 `json:"index,omitempty"` // of the log, as acknowledged
+	Local   bool   `json:"local,omitempty"` // the peer need not ask any other
 	Final   bool   `json:"final,omitempty"` // made after the last fault was over
+}
+
+// Undone is an error unless it succeeded.
+func (o Op) Undone() error {
+	if o.Outcome != OK {
+		return errors.New(o.Error)
+	}
+	return nil
 }
 
 // AnyVersion expects none.
@@ -90,7 +101,7 @@ func (r *Recorder) Ops() []Op {
 	return ops
 }
 
-// OKs counts successful operations by peer since a moment.
+// OKs counts successful operations by peer since a moment, but for those that a peer may answer though it is cut off.
 func (r *Recorder) OKs(since time.Duration) map[int]int {
 	return r.count(since, func(op Op) bool { return op.Outcome == OK })
 }
@@ -105,7 +116,7 @@ func (r *Recorder) count(since time.Duration, what func(Op) bool) map[int]int {
 	defer r.mu.Unlock()
 	n := map[int]int{}
 	for i := len(r.ops) - 1; i >= 0 && r.ops[i].Return >= since; i-- { // appended at their return, but for unknown ones
-		if op := r.ops[i]; op.Call >= since && what(op) {
+		if op := r.ops[i]; op.Call >= since && !op.Local && what(op) {
 			n[op.Peer]++
 		}
 	}

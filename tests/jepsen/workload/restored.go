@@ -19,7 +19,7 @@ const recent = 512
 func Restored() Workload {
 	var mu sync.Mutex // guards newest
 	var newest []string
-	return Workload{Name: "restored", PerPeer: 3, Operators: true, Check: []check.Checker{check.Restored},
+	return Workload{Name: "restored", PerPeer: 3, Operators: true, Kinds: []string{"add", "read", "list"}, Final: "list", Check: []check.Checker{check.Restored},
 		Setup: func(ctx context.Context, p *Process) error { // what takes a restore several entries of the log
 			for i := range 6 {
 				bulk := map[string]string{"v": ValueMark + strings.Repeat("x", 200<<10)}

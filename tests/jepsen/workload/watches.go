@@ -14,17 +14,20 @@ import (
 
 // Watches changes and deletes secrets, and hears of it at every peer.
 func Watches() Workload {
-	return Workload{Name: "watches", PerPeer: 2, Check: []check.Checker{check.Watches},
+	return Workload{Name: "watches", PerPeer: 2, Kinds: []string{"write", "delete", "begin", "watch"}, Final: "watch",
+		Check: []check.Checker{check.Watches},
 		New: func(p *Process, _ Clients) (step, final func(context.Context), err error) {
 			if p.ID%2 == 0 { // numbers are given in turn, so that each peer has one that watches
 				w := &watching{Process: p}
 				return w.step, w.final, nil
 			}
+			last := ""
 			return func(ctx context.Context) {
 				key := fmt.Sprintf("watches/%d/%d", epoch(p.Recorder, time.Second), p.Random.IntN(4))
-				if p.Random.IntN(4) == 0 {
-					p.remove(ctx, key)
+				if last != "" && p.Random.IntN(3) == 0 {
+					p.remove(ctx, last)
 				} else {
+					last = key
 					p.write(ctx, "write", key, p.unique(), "", history.AnyVersion)
 				}
 			}, func(context.Context) {}, nil
