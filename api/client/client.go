@@ -16,8 +16,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -61,28 +59,8 @@ type Client struct {
 	// prefer is the peer that answered last, or the one after that when that says nothing any more.
 	prefer atomic.Uint32
 	// seen is the highest index in any answer: what write ids carry.
-	seen atomic.Uint64
-	// token is that of the highest index in any answer; nil: none yet.
-	token atomic.Pointer[token]
-}
-
-type token struct {
-	text  string
-	index uint64
-}
-
-// hold keeps the token of the highest index.
-func (c *Client) hold(text string) {
-	b, err := base64.RawURLEncoding.DecodeString(text)
-	if err != nil || len(b) < 33 {
-		return
-	}
-	t := &token{text, binary.BigEndian.Uint64(b[25:])}
-	for held := c.token.Load(); held == nil || t.index > held.index; held = c.token.Load() {
-		if c.token.CompareAndSwap(held, t) {
-			return
-		}
-	}
+	seen    atomic.Uint64
+	session session
 }
 
 // New makes a Client; it connects when it is first used.
@@ -396,7 +374,7 @@ func (c *Client) calls(ctx context.Context, method, route string, body []byte, a
 		}
 		switch secret.CodeOf(err) {
 		case secret.CodeForeignToken: // the cluster was restored: what we held is of another time
-			c.token.Store(nil)
+			c.session.lose()
 		case secret.CodeUnknown:
 			maybe = maybe || changes
 		case secret.CodeSealed, secret.CodeUnavailable, secret.CodeOverloaded:
@@ -505,9 +483,10 @@ func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, m
 		// Ours to decide: Go would repeat on its own only what it calls idempotent.
 		request.GetBody = nil
 	}
-	if t := c.token.Load(); t != nil && c.cfg.IndexReads && method == http.MethodPost && writeID == "" {
+	token, since := c.session.token()
+	if token != "" && c.cfg.IndexReads && method == http.MethodPost && writeID == "" {
 		request.Header.Set(HeaderConsistency, AtIndex)
-		request.Header.Set(HeaderToken, t.text)
+		request.Header.Set(HeaderToken, token)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
@@ -525,8 +504,8 @@ func (c *Client) attemptWithin(ctx context.Context, limit time.Duration, peer, m
 		for seen := c.seen.Load(); index > seen && !c.seen.CompareAndSwap(seen, index); seen = c.seen.Load() {
 		}
 	}
-	if c.cfg.IndexReads {
-		c.hold(response.Header.Get(HeaderToken))
+	if c.cfg.IndexReads && method == http.MethodPost && response.StatusCode != http.StatusServiceUnavailable {
+		c.session.answered(response.Header.Get(HeaderToken), since)
 	}
 	return response.StatusCode, answer, nil
 }
