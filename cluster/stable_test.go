@@ -1,9 +1,13 @@
 package cluster
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
@@ -117,5 +121,76 @@ func TestDamagedVote(t *testing.T) {
 	var corrupt *ErrCorruptLog
 	if err := c.tryStart(id); !errors.As(err, &corrupt) {
 		t.Errorf("started: %v", err)
+	}
+}
+
+// Who voted for nobody has voted: what is read back is not nil, which the library would take for no vote yet.
+func TestVoteForNobody(t *testing.T) {
+	t.Parallel()
+	bolt, path := aBolt(t)
+	s, err := openStable(bolt, path)
+	must(t, err)
+	for _, vote := range [][]byte{nil, {}} {
+		must(t, s.Set(keyVote, vote))
+		s, err = openStable(bolt, path)
+		must(t, err)
+		if got, err := s.Get(keyVote); err != nil || got == nil || len(got) != 0 {
+			t.Errorf("a vote for nobody is read as %#v, %v", got, err)
+		}
+	}
+}
+
+// A peer that cannot read what it voted ends, rather than never to vote again.
+func TestDamagedVoteAtRunTimeStopsThePeer(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	f := c.follower()
+	damage := func() {
+		path := filepath.Join(f.cfg.Dir, logFile)
+		b, err := os.ReadFile(path)
+		must(t, err)
+		file, err := os.OpenFile(path, os.O_WRONLY, 0)
+		must(t, err)
+		defer file.Close()
+		for at := 0; ; at++ { // in old pages, too
+			i := bytes.Index(b[at:], keyVoteTerm)
+			if i < 0 {
+				return
+			}
+			at += i
+			_, err := file.WriteAt([]byte{b[at+len(keyVoteTerm)+7] ^ 1}, int64(at+len(keyVoteTerm)+7))
+			must(t, err)
+		}
+	}
+	eventually(t, "the peer to end", func() bool {
+		select {
+		case <-f.Done():
+			return true
+		default:
+		}
+		damage() // again: who stands for election itself writes its vote anew
+		for id, n := range c.nodes {
+			if n.leads() {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				defer cancel()
+				for other := range c.nodes {
+					if other != id && other != f.cfg.ID {
+						_ = n.TransferLeadership(ctx, other) // which asks the others for their votes
+					}
+				}
+			}
+		}
+		return false
+	})
+	var corrupt *ErrCorruptLog
+	if err := f.Err(); !errors.As(err, &corrupt) {
+		t.Errorf("it stopped because of: %v", err)
+	}
+	delete(c.nodes, f.cfg.ID)
+	c.propose(c.leader(), "others go on")
+	var again *ErrCorruptLog
+	if err := c.tryStart(f.cfg.ID); !errors.As(err, &again) {
+		t.Errorf("started again: %v", err)
 	}
 }
