@@ -114,6 +114,11 @@ func (n *Node) openData(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.marker.Load() == nil {
+		if err := dropUnwritten(filepath.Join(n.cfg.Dir, logFile)); err != nil {
+			return err
+		}
+	}
 	if n.store, err = openLog(n.cfg.Dir, n.cfg.SnapshotBytes); err != nil {
 		return err
 	}
