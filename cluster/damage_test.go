@@ -3,6 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/spike-ha/spike-ha/cluster/internal/peerpb"
 )
 
 // Whatever a disk does to the file of the log, a peer either starts with the
@@ -109,4 +112,54 @@ func readsBack(t *testing.T, dir string, entries uint64, what string) bool {
 	}
 	expectTermAndVote(t, store.stable, 7, 6, "n1")
 	return true
+}
+
+// Power that is lost while bbolt makes the file of the log may leave its length without its pages. A peer that is new
+// begins anew; one that was ever told to form must not.
+func TestFirstStartCutShort(t *testing.T) {
+	t.Parallel()
+	page := os.Getpagesize()
+	left := map[string][]byte{"nothing": {}, "zeros": make([]byte, 4*page), "one page": make([]byte, page)}
+	c := newTestCluster(t, "n1", "n2", "n3")
+	i := 0
+	for _, b := range left {
+		dir := filepath.Join(c.dir, c.peers[i].ID)
+		must(t, os.MkdirAll(dir, 0o700))
+		must(t, os.WriteFile(filepath.Join(dir, logFile), b, 0o600))
+		i++
+	}
+	c.startAll()
+	c.propose(c.leader(), "formed")
+	c.same()
+	id := c.peers[0].ID
+	c.stop(id)
+	path := filepath.Join(c.dir, id, logFile)
+	for what, b := range left {
+		must(t, os.WriteFile(path, b, 0o600))
+		err := c.tryStart(id)
+		var corrupt *ErrCorruptLog
+		if !errors.As(err, &corrupt) && !errors.Is(err, ErrLostData) {
+			t.Fatalf("a peer of a cluster started with %s for its log: %v", what, err)
+		}
+		if now, err := os.ReadFile(path); len(b) > 0 && (err != nil || !bytes.Equal(now, b)) {
+			t.Errorf("%s: the file was changed (%v)", what, err)
+		}
+	}
+	// Nor one that was prepared, whose file had been whole.
+	other := t.TempDir()
+	must(t, writeMarker(other, &peerpb.Marker{Phase: peerpb.Phase_PHASE_PREPARED, ClusterId: make([]byte, 16), Incarnation: 1, Self: "n9",
+		Peers: []*peerpb.Member{{Id: "n9", Address: "a:1"}}}))
+	must(t, os.WriteFile(filepath.Join(other, logFile), left["zeros"], 0o600))
+	cfg := Config{ID: "n9", Dir: other, Listener: listen(t, "127.0.0.1:0"), Peers: []Peer{{"n9", "a:1"}}, Security: c.ca.identity(t, "n9"), StateMachine: &journal{}}
+	var corrupt *ErrCorruptLog
+	if _, err := Start(context.Background(), cfg); !errors.As(err, &corrupt) {
+		t.Errorf("a prepared peer started with zeros for its log: %v", err)
+	}
+	// What is not nothing stays.
+	odd := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(odd, logFile), append(make([]byte, 4*page), 1), 0o600))
+	cfg.Dir, cfg.Listener = odd, listen(t, "127.0.0.1:0")
+	if _, err := Start(context.Background(), cfg); !errors.As(err, &corrupt) {
+		t.Errorf("a new peer started with something for its log: %v", err)
+	}
 }

@@ -169,7 +169,11 @@ func (m *machine) Restore(rc io.ReadCloser) error {
 
 func readSnapshotHead(r io.Reader) (index, term uint64, err error) {
 	var h [snapshotHead]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil || string(h[:8]) != snapshotMagic {
+	_, err = io.ReadFull(r, h[:])
+	if unreadable(err) {
+		return 0, 0, err
+	}
+	if err != nil || string(h[:8]) != snapshotMagic {
 		return 0, 0, fmt.Errorf("%w: not a snapshot of this software", ErrCorruptSnapshot)
 	}
 	switch f := binary.BigEndian.Uint32(h[8:]); {

@@ -200,7 +200,7 @@ func (n *Node) configurationIndex(r *raft.Raft) (uint64, error) {
 			return i, nil
 		}
 	}
-	list, err := n.snapshots.List()
+	list, err := n.kept().List()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrNotReady, err)
 	}

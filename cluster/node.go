@@ -114,6 +114,11 @@ func (n *Node) openData(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.marker.Load() == nil {
+		if err := dropUnwritten(filepath.Join(n.cfg.Dir, logFile)); err != nil {
+			return err
+		}
+	}
 	if n.store, err = openLog(n.cfg.Dir, n.cfg.SnapshotBytes); err != nil {
 		return err
 	}
@@ -295,15 +300,13 @@ func (n *Node) startRaft() error {
 	}
 	log := raftLog{n.cache, &n.live, n.fail}
 	stable := raftStable{n.store.stable, n.store, &n.live, n.fail}
-	r, err := raft.NewRaft(conf, n.machine, log, stable, n.snapshots, n.transport)
+	r, err := raft.NewRaft(conf, n.machine, log, stable, n.kept(), n.transport)
 	if err != nil {
-		if n.machine.stopped {
-			if err := n.Err(); err != nil { // what Restore said
-				if !errors.Is(err, ErrCorruptSnapshot) && !errors.Is(err, ErrNewerFormat) {
-					err = fmt.Errorf("%w: %w", ErrCorruptSnapshot, err)
-				}
-				return err
+		if err := n.Err(); err != nil { // what Restore said, or the snapshots did
+			if n.machine.stopped && !errors.Is(err, ErrCorruptSnapshot) && !errors.Is(err, ErrNewerFormat) && !unreadable(err) {
+				err = fmt.Errorf("%w: %w", ErrCorruptSnapshot, err)
 			}
+			return err
 		}
 		return fmt.Errorf("start Raft: %w", err)
 	}
@@ -313,6 +316,9 @@ func (n *Node) startRaft() error {
 	n.log.Info("Raft runs", "cluster", fmt.Sprintf("%x", m.GetClusterId()), "incarnation", m.GetIncarnation(), "term", r.CurrentTerm(), "last", r.LastIndex())
 	return nil
 }
+
+// kept are the snapshots for whoever uses them while the node runs: damage ends it.
+func (n *Node) kept() raftSnapshots { return raftSnapshots{n.snapshots, n.fail} }
 
 // bootstrap writes the configuration that all peers agreed on, and notes that
 // it did. Raft has not run before: what a crash left of an earlier attempt is at
@@ -545,7 +551,7 @@ func (n *Node) snapshot(r *raft.Raft) error {
 	err := r.Snapshot().Error()
 	switch {
 	case err == nil:
-		if list, err := n.snapshots.List(); err == nil && len(list) > 0 {
+		if list, err := n.kept().List(); err == nil && len(list) > 0 {
 			n.counters.taken.note(time.Since(begun), list[0].Size)
 		}
 	case !errors.Is(err, raft.ErrNothingNewToSnapshot):

@@ -38,6 +38,24 @@ func checkPages(path string) error {
 	return nil
 }
 
+// dropUnwritten removes a file of the log that holds nothing: bbolt had begun to make it
+// when the power was lost, and its length, or a page, came to the disk before the rest.
+// For a peer without a marker alone. bbolt has its first pages on the disk before Start
+// goes on, so that whoever has a marker had a file with something in it; and what it
+// promised, if Raft ever ran here, must not be taken for nothing.
+func dropUnwritten(path string) error {
+	file, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case len(file) >= 2*os.Getpagesize() && !zero(file):
+		return nil
+	}
+	return os.Remove(path)
+}
+
 const (
 	boltMagic   = 0xED0CDAED
 	boltVersion = 2

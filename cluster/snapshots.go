@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,9 +26,8 @@ import (
 //	1 byte    format: 1
 //	32 bytes  SHA-256 of sumSnapshot, and of identifier, index, term and configuration (see sum)
 //
-// Snapshots of versions before have none, and are believed. A snapshot whose
-// description does not match is damage to all who ask for it; nobody goes on with
-// an older one. Safe for concurrent use.
+// Snapshots of versions before have none, and are believed. When the newest is
+// damaged, so is the peer: nobody goes on with an older one. Safe for concurrent use.
 type checkedSnapshots struct {
 	*raft.FileSnapshotStore
 	dir string
@@ -64,86 +64,154 @@ func (s *checkedSnapshots) Create(version raft.SnapshotVersion, index, term uint
 	return sink, nil
 }
 
-// List returns the newest snapshots, newest first, or ErrCorruptSnapshot when any is damaged.
+// List returns the newest snapshot alone, or ErrCorruptSnapshot when that one is damaged. The
+// library would begin with an older one, whose log may have been compacted away. What older
+// ones hold is in the newest, so damage to them is nobody's concern.
 func (s *checkedSnapshots) List() ([]*raft.SnapshotMeta, error) {
 	for {
-		before, err := s.finished()
-		if err != nil {
+		name, err := s.newest()
+		if err != nil || name == "" {
 			return nil, err
 		}
-		list, err := s.list(len(before))
+		meta, err := s.describe(name)
 		if err == nil {
-			return list, nil
+			return []*raft.SnapshotMeta{meta}, nil
 		}
-		if after, failed := s.finished(); failed != nil || slices.Equal(before, after) {
-			return nil, errors.Join(err, failed)
-		} // else one has come and another one gone
-	}
-}
-
-// finished are the names of all snapshots that were completed.
-func (s *checkedSnapshots) finished() (names []string, err error) {
-	entries, err := os.ReadDir(s.dir)
-	for _, e := range entries {
-		if e.IsDir() && !strings.HasSuffix(e.Name(), unfinished) {
-			names = append(names, e.Name())
-		}
-	}
-	return names, err
-}
-
-func (s *checkedSnapshots) list(found int) ([]*raft.SnapshotMeta, error) {
-	list, err := s.FileSnapshotStore.List()
-	if err != nil {
-		return nil, err
-	}
-	if len(list) < min(found, keptSnapshots) { // the library leaves out what it cannot read
-		return nil, fmt.Errorf("%w: %s: unreadable metadata", ErrCorruptSnapshot, s.dir)
-	}
-	for _, meta := range list {
-		if err := s.check(meta); err != nil {
+		if after, failed := s.newest(); failed != nil {
+			return nil, failed
+		} else if after == name {
 			return nil, err
-		}
+		} // else it was replaced, and removed
 	}
-	return list, nil
 }
 
-// Open reads a snapshot through before it returns it.
+// newest is the name of the newest snapshot that was completed, "" when there is none. It goes by
+// the names of the directories, which do not depend on what is in the files.
+func (s *checkedSnapshots) newest() (name string, err error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return "", err
+	}
+	var newest [3]uint64 // term, index, time
+	for _, e := range entries {
+		if !e.IsDir() || strings.HasSuffix(e.Name(), unfinished) {
+			continue
+		}
+		var at [3]uint64
+		if _, err := fmt.Sscanf(e.Name(), "%d-%d-%d", &at[0], &at[1], &at[2]); err != nil || fmt.Sprintf("%d-%d-%d", at[0], at[1], at[2]) != e.Name() {
+			return "", s.corrupt(e.Name(), errors.New("no snapshot has such a name"))
+		}
+		if name == "" || slices.Compare(at[:], newest[:]) > 0 {
+			name, newest = e.Name(), at
+		}
+	}
+	return name, nil
+}
+
+// corrupt is what err says of a snapshot: that it is damaged, unless a file could only not be
+// read now. That may pass, and whoever runs the peer is not told to throw its data away.
+func (s *checkedSnapshots) corrupt(name string, err error) error {
+	if unreadable(err) {
+		return fmt.Errorf("read snapshot %s: %w", name, err)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrCorruptSnapshot, filepath.Join(s.dir, name), err)
+}
+
+// unreadable tells whether the system refused to read a file that is there.
+func unreadable(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path) && !errors.Is(err, fs.ErrNotExist)
+}
+
+// describe returns what a snapshot says of itself, once that has been checked.
+func (s *checkedSnapshots) describe(name string) (*raft.SnapshotMeta, error) {
+	raw, err := os.ReadFile(filepath.Join(s.dir, name, "meta.json"))
+	if err != nil {
+		return nil, s.corrupt(name, err)
+	}
+	meta := new(raft.SnapshotMeta) // and the checksum of the state, which Open checks
+	if err := json.Unmarshal(raw, meta); err != nil {
+		return nil, s.corrupt(name, fmt.Errorf("its description: %w", err))
+	}
+	if meta.Version < raft.SnapshotVersionMin || meta.Version > raft.SnapshotVersionMax {
+		return nil, s.corrupt(name, fmt.Errorf("its description is of version %d", meta.Version))
+	}
+	return meta, s.check(name, meta)
+}
+
+// Open reads a snapshot through before it returns it. ErrCorruptSnapshot is of the newest alone: an
+// older one may be gone, or half of it, when newer ones were completed since it was listed.
 func (s *checkedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, rc, err := s.open(id)
+	if errors.Is(err, ErrCorruptSnapshot) {
+		if newest, failed := s.newest(); failed != nil {
+			err = failed
+		} else if newest != id {
+			err = fmt.Errorf("snapshot %s is not the newest any more, and cannot be read", id)
+		}
+	}
+	return meta, rc, err
+}
+
+func (s *checkedSnapshots) open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	meta, rc, err := s.FileSnapshotStore.Open(id)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %s: %w", ErrCorruptSnapshot, filepath.Join(s.dir, id), err)
+		return nil, nil, s.corrupt(id, err)
 	}
-	if err := s.check(meta); err != nil {
+	if err := s.check(id, meta); err != nil {
 		return nil, nil, errors.Join(err, rc.Close())
 	}
 	return meta, rc, nil
 }
 
-func (s *checkedSnapshots) check(meta *raft.SnapshotMeta) error {
-	corrupt := func(detail string) error {
-		return fmt.Errorf("%w: %s: %s", ErrCorruptSnapshot, s.dir, detail)
-	}
-	dir := filepath.Join(s.dir, filepath.Base(meta.ID))
+func (s *checkedSnapshots) check(name string, meta *raft.SnapshotMeta) error {
+	dir := filepath.Join(s.dir, name)
 	state, err := os.Stat(filepath.Join(dir, "state.bin"))
 	switch {
 	case err != nil:
-		return corrupt(fmt.Sprintf("of one that calls itself %q: %v", meta.ID, err))
+		return s.corrupt(name, err)
+	case meta.ID != name:
+		return s.corrupt(name, fmt.Errorf("it calls itself %q", meta.ID))
 	case state.Size() != meta.Size:
-		return corrupt(fmt.Sprintf("%s has %d bytes of state instead of %d", meta.ID, state.Size(), meta.Size))
+		return s.corrupt(name, fmt.Errorf("it has %d bytes of state instead of %d", state.Size(), meta.Size))
 	}
 	sum, err := os.ReadFile(filepath.Join(dir, sumFile))
 	switch want := snapshotSum(meta); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return corrupt(err.Error())
+		return s.corrupt(name, err)
 	case len(sum) > 0 && sum[0] > sumFormat:
 		return fmt.Errorf("%s: %w (checksum of format %d)", dir, ErrNewerFormat, sum[0])
 	case !bytes.Equal(sum, want):
-		return corrupt(fmt.Sprintf("the description of %s does not match its checksum", meta.ID))
+		return s.corrupt(name, errors.New("its description does not match its checksum"))
 	}
 	return nil
+}
+
+// raftSnapshots is what the library gets to see, which would go on without a snapshot that is
+// damaged: as a leader that never brings a follower back. The node is told, and ends.
+type raftSnapshots struct {
+	*checkedSnapshots
+	fail func(error)
+}
+
+func (s raftSnapshots) List() ([]*raft.SnapshotMeta, error) {
+	list, err := s.checkedSnapshots.List()
+	s.judge(err)
+	return list, err
+}
+
+func (s raftSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, rc, err := s.checkedSnapshots.Open(id)
+	s.judge(err)
+	return meta, rc, err
+}
+
+func (s raftSnapshots) judge(err error) {
+	if errors.Is(err, ErrCorruptSnapshot) || errors.Is(err, ErrNewerFormat) {
+		s.fail(err)
+	}
 }
 
 // snapshotSum is what the file has of a snapshot. Everything is a big-endian uint64

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -31,20 +33,20 @@ func TestDamagedSnapshotFiles(t *testing.T) {
 	t.Parallel()
 	s, err := openSnapshots(t.TempDir(), raftLogger(slog.New(slog.DiscardHandler)))
 	must(t, err)
-	dir := aSnapshot(t, s, 9)
-	aSnapshot(t, s, 10)
+	aSnapshot(t, s, 9)
+	dir := aSnapshot(t, s, 10)
 	good, err := s.List()
 	must(t, err)
 	read := func(what string) (refused bool) {
 		t.Helper()
 		list, listed := s.List()
 		if listed == nil && !reflect.DeepEqual(withoutPeers(list), withoutPeers(good)) {
-			t.Errorf("%s: %+v", what, list[1])
+			t.Errorf("%s: %+v", what, list[0])
 		}
 		meta, rc, opened := s.Open(filepath.Base(dir))
 		if opened == nil {
 			must(t, rc.Close())
-			if !reflect.DeepEqual(withoutPeers([]*raft.SnapshotMeta{meta}), withoutPeers(good[1:])) {
+			if !reflect.DeepEqual(withoutPeers([]*raft.SnapshotMeta{meta}), withoutPeers(good)) {
 				t.Errorf("%s: opened %+v", what, meta)
 			}
 		}
@@ -131,5 +133,107 @@ func TestDamagedSnapshotDescription(t *testing.T) {
 	}
 	if err := c.tryStart(id); len(list) == 0 || !errors.Is(err, ErrCorruptSnapshot) {
 		t.Errorf("started from %d damaged snapshots: %v", len(list), err)
+	}
+}
+
+// A file of a snapshot that the system does not hand out, now, is no damage: nobody is told to remove the data for it.
+func TestUnreadableSnapshotIsNotDamaged(t *testing.T) {
+	t.Parallel()
+	s, err := openSnapshots(t.TempDir(), raftLogger(slog.New(slog.DiscardHandler)))
+	must(t, err)
+	dir := aSnapshot(t, s, 9)
+	for _, name := range []string{"meta.json", sumFile, "state.bin"} {
+		path := filepath.Join(dir, name)
+		must(t, os.Rename(path, path+".away"))
+		must(t, os.Symlink(name, path)) // a loop: for root, too
+		_, listed := s.List()
+		_, _, opened := s.Open(filepath.Base(dir))
+		for _, err := range []error{listed, opened} {
+			if !errors.Is(err, syscall.ELOOP) || errors.Is(err, ErrCorruptSnapshot) {
+				t.Errorf("%s cannot be read: %v", name, err)
+			}
+		}
+		must(t, os.Remove(path))
+		if name != sumFile { // versions before had none
+			_, listed = s.List()
+			_, _, opened = s.Open(filepath.Base(dir))
+			for _, err := range []error{listed, opened} {
+				if !errors.Is(err, ErrCorruptSnapshot) {
+					t.Errorf("%s is missing: %v", name, err)
+				}
+			}
+		}
+		must(t, os.Rename(path+".away", path))
+	}
+	must(t, os.Rename(s.dir, s.dir+".away"))
+	if _, err := s.List(); err == nil || errors.Is(err, ErrCorruptSnapshot) {
+		t.Errorf("there is no directory: %v", err)
+	}
+}
+
+// An older snapshot is nobody's business: neither that it is damaged, nor that it is gone when it is opened.
+func TestDamageToAnOlderSnapshot(t *testing.T) {
+	t.Parallel()
+	s, err := openSnapshots(t.TempDir(), raftLogger(slog.New(slog.DiscardHandler)))
+	must(t, err)
+	older, newest := aSnapshot(t, s, 99), aSnapshot(t, s, 100)
+	for _, harm := range []func(){
+		func() {},
+		func() { must(t, os.WriteFile(filepath.Join(older, "state.bin"), []byte("x"), 0o600)) },
+		func() { must(t, os.WriteFile(filepath.Join(older, "meta.json"), []byte("{"), 0o600)) },
+		func() { must(t, os.Remove(filepath.Join(older, "meta.json"))) },
+		func() { must(t, os.RemoveAll(older)) },
+	} {
+		harm()
+		list, err := s.List()
+		if err != nil || len(list) != 1 || list[0].Index != 100 {
+			t.Fatalf("listed %+v, %v", list, err)
+		}
+		if _, rc, err := s.Open(filepath.Base(older)); err == nil {
+			must(t, rc.Close())
+		} else if errors.Is(err, ErrCorruptSnapshot) {
+			t.Errorf("the older one: %v", err)
+		}
+	}
+	must(t, os.Remove(filepath.Join(newest, "meta.json")))
+	older = aSnapshot(t, s, 98)
+	if list, err := s.List(); !errors.Is(err, ErrCorruptSnapshot) {
+		t.Errorf("listed %+v, %v, older than %s", list, err, newest)
+	}
+}
+
+// A leader that cannot bring a follower back, because its snapshot is damaged, ends, so that another one leads.
+func TestDamagedSnapshotAtRunTimeStopsThePeer(t *testing.T) {
+	t.Parallel()
+	for name, find := range map[string]string{"what the library says of it": "meta.json", "its state": "state.bin"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newTestCluster(t, "n1", "n2", "n3")
+			c.tune = func(_ string, cfg *Config) { cfg.SnapshotBytes = 64 << 10 }
+			c.startAll()
+			l, late := c.leader(), c.follower().cfg.ID
+			c.stop(late)
+			writeUntilCompacted(t, c, l, 20)
+			list, err := filepath.Glob(filepath.Join(l.cfg.Dir, "snapshots", "*", find))
+			must(t, err)
+			for _, path := range list {
+				b, err := os.ReadFile(path)
+				must(t, err)
+				b[len(b)/2] ^= 1
+				must(t, os.WriteFile(path, b, 0o600))
+			}
+			c.start(late) // needs the snapshot
+			select {
+			case <-l.Done():
+			case <-time.After(20 * time.Second):
+				t.Fatalf("the peer goes on with %d damaged snapshots: %+v", len(list), l.Status())
+			}
+			if !errors.Is(l.Err(), ErrCorruptSnapshot) {
+				t.Errorf("it stopped because of: %v", l.Err())
+			}
+			delete(c.nodes, l.cfg.ID)
+			c.propose(c.leader(), "others go on")
+			c.same()
+		})
 	}
 }

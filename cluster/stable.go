@@ -31,6 +31,10 @@ var (
 // An earlier version reads numbers as it always did, and takes the candidate for
 // one that nobody is: it votes for nobody else in that term. What it has written itself
 // has no checksum, and gets one when the file is opened. Of one goroutine at a time.
+//
+// A vote for nobody, which the library gives to who does not say his name, is kept like
+// any other: to refuse it would let a message stop this peer, and the library, which
+// takes an empty name that it reads for no vote, would give another in that term.
 type checkedStable struct {
 	bolt *raftboltdb.BoltStore
 	path string
@@ -78,14 +82,14 @@ func (s *checkedStable) read(key []byte) (value []byte, summed bool, err error) 
 	switch {
 	case number && len(b) == 8, !number && name:
 		return b, false, nil
-	case number && end != 8, end <= 0:
+	case number && end != 8, end < 0:
 		return nil, false, corrupt(fmt.Sprintf("%d bytes", len(b)))
 	case b[end] > sumFormat:
 		return nil, false, fmt.Errorf("%s: %s: %w (format %d)", s.path, key, ErrNewerFormat, b[end])
 	case !bytes.Equal(b[end:], stableSum(key, b[:end])):
 		return nil, false, corrupt("checksum does not match")
 	}
-	return b[:end], true, nil
+	return b[:end], true, nil // not nil, also where it is empty
 }
 
 func (s *checkedStable) Get(key []byte) ([]byte, error) {

@@ -1,12 +1,15 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 func aBolt(t *testing.T) (*raftboltdb.BoltStore, string) {
@@ -117,5 +120,69 @@ func TestDamagedVote(t *testing.T) {
 	var corrupt *ErrCorruptLog
 	if err := c.tryStart(id); !errors.As(err, &corrupt) {
 		t.Errorf("started: %v", err)
+	}
+}
+
+// Who voted for nobody has voted: what is read back is not nil, which the library would take for no vote yet.
+func TestVoteForNobody(t *testing.T) {
+	t.Parallel()
+	bolt, path := aBolt(t)
+	s, err := openStable(bolt, path)
+	must(t, err)
+	for _, vote := range [][]byte{nil, {}} {
+		must(t, s.Set(keyVote, vote))
+		s, err = openStable(bolt, path)
+		must(t, err)
+		if got, err := s.Get(keyVote); err != nil || got == nil || len(got) != 0 {
+			t.Errorf("a vote for nobody is read as %#v, %v", got, err)
+		}
+	}
+}
+
+// A peer that cannot read what it voted ends, rather than never to vote again.
+func TestDamagedVoteAtRunTimeStopsThePeer(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, "n1", "n2", "n3")
+	c.startAll()
+	f := c.follower()
+	damage := func() { // as a transaction: what bbolt writes meanwhile must not be hit
+		b, err := f.store.bolt.Get(keyVoteTerm)
+		if err == nil {
+			b[len(b)-1]++ // an exclusive or would mend it the second time
+			err = f.store.bolt.Set(keyVoteTerm, b)
+		}
+		if err != nil && !errors.Is(err, bbolterrors.ErrDatabaseNotOpen) { // it has just ended
+			t.Error(err)
+		}
+	}
+	eventually(t, "the peer to end", func() bool {
+		select {
+		case <-f.Done():
+			return true
+		default:
+		}
+		damage() // again: who stands for election itself writes its vote anew
+		for id, n := range c.nodes {
+			if n.leads() {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				defer cancel()
+				for other := range c.nodes {
+					if other != id && other != f.cfg.ID {
+						_ = n.TransferLeadership(ctx, other) // which asks the others for their votes
+					}
+				}
+			}
+		}
+		return false
+	})
+	var corrupt *ErrCorruptLog
+	if err := f.Err(); !errors.As(err, &corrupt) {
+		t.Errorf("it stopped because of: %v", err)
+	}
+	delete(c.nodes, f.cfg.ID)
+	c.propose(c.leader(), "others go on")
+	var again *ErrCorruptLog
+	if err := c.tryStart(f.cfg.ID); !errors.As(err, &again) {
+		t.Errorf("started again: %v", err)
 	}
 }

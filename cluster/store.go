@@ -156,7 +156,7 @@ func (s *checkedLog) StoreLogs(logs []*raft.Log) error {
 func (s *checkedLog) GetLog(index uint64, l *raft.Log) error {
 	var stored raft.Log // never l: a failed read must leave no half entry
 	if err := s.bolt.GetLog(index, &stored); err != nil {
-		if errors.Is(err, raft.ErrLogNotFound) {
+		if errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, bbolterrors.ErrDatabaseNotOpen) {
 			return err
 		}
 		return s.corrupt(index, "unreadable: "+err.Error())
@@ -299,6 +299,26 @@ type raftStable struct {
 	log  *checkedLog
 	live *atomic.Bool
 	fail func(error)
+}
+
+func (s raftStable) Get(k []byte) ([]byte, error) {
+	v, err := s.checkedStable.Get(k)
+	s.read(err)
+	return v, err
+}
+
+func (s raftStable) GetUint64(k []byte) (uint64, error) {
+	v, err := s.checkedStable.GetUint64(k)
+	s.read(err)
+	return v, err
+}
+
+// read ends a peer that does not know what it voted. The library would go on, and never vote again.
+func (s raftStable) read(err error) {
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) && s.live.Load() {
+		s.fail(fmt.Errorf("read term or vote: %w", err))
+		runtime.Goexit()
+	}
 }
 
 func (s raftStable) Set(k, v []byte) error {

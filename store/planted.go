@@ -2,6 +2,7 @@ package store
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spike-ha/spike-ha/internal/planted"
@@ -24,4 +25,17 @@ func decision(p *published, caller secret.Caller, want secret.Permission, on sec
 		}
 	}
 	return d
+}
+
+// before are the policies of the last publication: for planted.OlderPolicies alone.
+var before atomic.Pointer[policy.Set]
+
+// paired are the policies that a publication gets whose data is as of now.
+func paired(now *policy.Set) *policy.Set {
+	if planted.Is(planted.OlderPolicies) {
+		if older := before.Swap(now); older != nil {
+			return older
+		}
+	}
+	return now
 }

@@ -130,6 +130,7 @@ func (o *observer) Changed(d fsm.Delta) {
 func (o *observer) snapshot() *published {
 	p := o.next
 	p.paths = o.next.paths.Copy()
+	p.policies = paired(p.policies)
 	return &p
 }
 

@@ -14,6 +14,7 @@ const (
 	VerifyLeader      Defect = "verify-leader"       // a leader asks by the library's VerifyLeader, which counts learners
 	HeartbeatFastPath Defect = "heartbeat-fast-path" // the library answers heartbeats: hashicorp/raft#695
 	CachedDecision    Defect = "cached-decision"     // who was allowed once stays allowed for a while
+	OlderPolicies     Defect = "older-policies"      // who may do what is decided by the policies of the publication before the one whose data is read
 	NoWriteIDs        Defect = "no-write-ids"        // a retried write is applied again
 	LostWrite         Defect = "lost-write"          // a write that another one came before is acknowledged, and dropped
 	KeysStay          Defect = "keys-stay"           // a peer goes on serving when an operator seals the cluster
@@ -21,4 +22,4 @@ const (
 )
 
 // All lists every defect.
-var All = []Defect{ReadWithoutRound, LeaderUnasked, VerifyLeader, HeartbeatFastPath, CachedDecision, NoWriteIDs, LostWrite, KeysStay, NoFsync}
+var All = []Defect{ReadWithoutRound, LeaderUnasked, VerifyLeader, HeartbeatFastPath, CachedDecision, OlderPolicies, NoWriteIDs, LostWrite, KeysStay, NoFsync}

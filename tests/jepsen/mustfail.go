@@ -30,6 +30,7 @@ var catches = map[planted.Defect]struct {
 	planted.VerifyLeader:      {"slow-clock-leader", order, 0},
 	planted.HeartbeatFastPath: {inProcess, regexp.MustCompile("lets entries be forged"), 0},
 	planted.CachedDecision:    {"none", regexp.MustCompile("grants and revocations"), 0},
+	planted.OlderPolicies:     {"none", regexp.MustCompile("grants and revocations"), 0},
 	planted.NoWriteIDs:        {"kill-leader", order, 5 * time.Second}, // enough for another try once there is another leader
 	planted.LostWrite:         {"none", order, 0},
 	planted.KeysStay:          {"seal", regexp.MustCompile("while the cluster was sealed"), 0},
