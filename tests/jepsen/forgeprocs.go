@@ -175,16 +175,11 @@ func (f *forge695) try(ctx context.Context, s forged.Scenario, number int) (viol
 	if err := f.target.LeadFirst(ctx); err != nil {
 		return nil, err
 	}
-	if err := f.meet(ctx, s, number); err != nil {
+	switch err := f.meet(ctx, s, number); {
+	case errors.Is(err, harness.ErrLogsDiffer):
+		return []string{forged.TwoEntries + ": " + err.Error()}, nil
+	case err != nil:
 		return nil, err
-	}
-	if s == forged.Frozen { // what was forged is overwritten as soon as the next leader sends entries, most of the time
-		switch err := f.frozenLogs(); {
-		case errors.Is(err, harness.ErrLogsDiffer):
-			return []string{forged.TwoEntries + ": " + err.Error()}, nil
-		case err != nil:
-			return nil, err
-		}
 	}
 	err = harness.Poll(ctx, func() error {
 		err := f.Whole(ctx, f.target.Operator)
@@ -206,7 +201,7 @@ func (f *forge695) try(ctx context.Context, s forged.Scenario, number int) (viol
 	return nil, nil
 }
 
-// meet has the old leader hear of the next one while it is asked to write.
+// meet has the old leader hear of the next one while it is asked to write; an ErrLogsDiffer is what came of it.
 func (f *forge695) meet(ctx context.Context, s forged.Scenario, number int) error {
 	var writes sync.WaitGroup
 	defer writes.Wait()
@@ -257,9 +252,10 @@ func (f *forge695) meet(ctx context.Context, s forged.Scenario, number int) erro
 			step.do()
 		}
 	}
-	if s == forged.Stalled { // the other two go on without the next leader
-		f.put(ctx, f.old, fmt.Sprintf("forged/%d/last", number), "last")
+	if s == forged.Frozen { // what was forged is overwritten as soon as the next leader sends entries
+		return f.frozenLogs()
 	}
+	f.put(ctx, f.old, fmt.Sprintf("forged/%d/last", number), "last") // the other two go on without the next leader
 	return nil
 }
 
