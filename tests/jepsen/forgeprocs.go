@@ -215,9 +215,12 @@ func (f *forge695) meet(ctx context.Context, s forged.Scenario, number int) erro
 		defer f.Disk(0).Suffer(faultfs.Fault{})
 		write(-1)
 	}
-	between := map[forged.Scenario]int{forged.Frozen: 30, forged.Stalled: 1}[s] // in U1 more than the old leader has would keep it from leading again
-	for i := range between {                                                    // the first one waits for the next leader
-		f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next/%d", number, i), "next")
+	f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next", number), "next") // it waits for the next leader
+	if s == forged.Frozen {                                           // in U1 more than the old leader has would keep it from leading again
+		for i := range 30 { // until the next leader tries entries a second from now, and heartbeats four times as often
+			f.put(ctx, f.rest, fmt.Sprintf("forged/%d/next/%d", number, i), "next")
+			time.Sleep(80 * time.Millisecond)
+		}
 	}
 	next := 1
 	if h, err := f.rest.Health(ctx, 1); err == nil && h.Leader {
