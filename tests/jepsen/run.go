@@ -93,6 +93,7 @@ type run struct {
 
 	mu      sync.Mutex // guards what follows
 	closers []func()
+	lags    []report.Lag // of the archive
 }
 
 // execute runs a cell. The error is of the harness; what was found is in the report.
@@ -220,6 +221,7 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 	l := &loading{}
 	running, stop := context.WithCancel(ctx)
 	l.stop = stop
+	l.wait.Go(func() { r.lag(running) })
 	clients := r.clients(r.target.Cluster)
 	id := 0
 	names := r.cell.Workloads
@@ -266,6 +268,23 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 		}
 	}
 	return l, nil
+}
+
+// lag notes, twice a second, how old the oldest change is that is not archived: what would be lost with everything.
+func (r *run) lag(ctx context.Context) {
+	for ctx.Err() == nil {
+		limit, cancel := context.WithTimeout(ctx, 2*time.Second)
+		s, err := r.target.Operator.Status(limit)
+		cancel()
+		for _, p := range s.Peers {
+			if a := p.Archive; err == nil && a != nil && a.Active {
+				r.mu.Lock()
+				r.lags = append(r.lags, report.Lag{At: r.recorder.Now(), Behind: time.Duration(a.BehindSeconds * float64(time.Second))})
+				r.mu.Unlock()
+			}
+		}
+		r.pause(ctx, 500*time.Millisecond)
+	}
 }
 
 // attack does harm until the run is long enough, one fault at a time.
@@ -457,7 +476,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	r.audited(look)
 	ops := r.recorder.Ops()
 	out := &report.Run{Name: r.cell.Name(), Nemesis: r.cell.Nemesis, Seed: r.cell.Seed, Peers: r.target.Peers(), Length: length, Build: revision, Config: r.cell.config(), When: time.Now().UTC(),
-		Faults: r.faults, Invalid: r.problems, Ops: ops, Rows: rowsOf(r.cell.Nemesis), Terms: r.terms}
+		Faults: r.faults, Lags: r.lags, Invalid: r.problems, Ops: ops, Rows: rowsOf(r.cell.Nemesis), Terms: r.terms}
 	out.Violations = append(out.Violations, r.broken...)
 	if err != nil {
 		out.Violations = append(out.Violations, "at the end: "+err.Error())

@@ -135,15 +135,15 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem }
 <p>Nemesis {{.Run.Nemesis}}, seed {{.Run.Seed}}, build {{.Run.Build}}, {{with .Run.Config}}{{.}}, {{end}}{{.Run.When.Format "2006-01-02 15:04:05Z"}}.
 {{len .Run.Faults}} faults in {{.Run.Length}}; {{.Run.OK}} operations answered, {{.Run.Failed}} failed, {{.Run.Unknown}} of unknown outcome.
 Clients that may ask any peer waited at most {{.Run.LongestGap}} for an answer.
-{{with .Run.Rows}}Rows: {{.}}. {{end}}Elections: {{.Run.Elections}}.{{with .Run.LogBytes}} Bytes of each peer's Raft log: {{.}}.{{end}}</p>
+{{with .Run.Rows}}Rows: {{.}}. {{end}}Elections: {{.Run.Elections}}.{{with .Run.RPO}} The oldest change that was not archived was at most {{.}} old (RPO).{{end}}{{with .Run.LogBytes}} Bytes of each peer's Raft log: {{.}}.{{end}}</p>
 {{range .Run.Violations}}<pre class="VIOLATED">{{.}}</pre>{{end}}
 {{range .Run.Invalid}}<pre class="invalid">{{.}}</pre>{{end}}
 <h2>Answers over time</h2>
 <p>Green: answered; red: failed or unknown; blue, dotted: 99th percentile of latency, logarithmic up to 10 s. Behind them: faults, and the time until all peers answered again.</p>
 {{range .Charts}}<h3>{{.Title}}</h3>{{.SVG}}{{end}}
 <h2>Faults</h2>
-<table><tr><th>from</th><th>to</th><th>all answer at</th><th>longest gap</th><th>what</th></tr>
-{{range .Run.Faults}}<tr><td>{{.Begin}}</td><td>{{.End}}</td><td>{{.Recovered}}</td><td>{{.Gap}}</td><td>{{.What}}</td></tr>{{end}}</table>
+<table><tr><th>from</th><th>to</th><th>all answer at</th><th>longest gap</th>{{if .Run.RPO}}<th>RPO</th>{{end}}<th>what</th></tr>
+{{range .Run.Faults}}<tr><td>{{.Begin}}</td><td>{{.End}}</td><td>{{.Recovered}}</td><td>{{.Gap}}</td>{{if $.Run.RPO}}<td>{{.RPO}}</td>{{end}}<td>{{.What}}</td></tr>{{end}}</table>
 <h2>Workloads</h2>
 <table><tr><th>workload</th><th>answered</th><th>failed</th><th>unknown</th></tr>
 {{range .Workloads}}<tr><td>{{.Name}}</td><td>{{.OK}}</td><td>{{.Failed}}</td><td>{{.Unknown}}</td></tr>{{end}}</table>

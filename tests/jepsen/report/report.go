@@ -34,7 +34,11 @@ type Fault struct {
 	End       time.Duration // it began to be undone
 	Recovered time.Duration // every peer answers again
 	Gap       time.Duration // the longest part of Begin to Recovered in which no client that asks any peer was answered
+	RPO       time.Duration `json:",omitempty"` // the largest lag of the archive from Begin to Recovered
 }
+
+// Lag is how old the oldest change was, at a moment, that was not archived: what would have been lost with the cluster.
+type Lag struct{ At, Behind time.Duration }
 
 // Drawing is a history that no order explains.
 type Drawing struct {
@@ -55,11 +59,13 @@ type Run struct {
 	Faults               []Fault
 	OK, Failed, Unknown  int
 	LongestGap           time.Duration // in which no client that asks any peer was answered
+	RPO                  time.Duration `json:",omitempty"` // the largest lag of the archive; 0 when there is none
 	Rows                 []int         `json:",omitempty"` // that it is of
 	Terms                [2]uint64     // of Raft, at the begin and at the end; 0 when nobody told
 	LogBytes             []int64       // of each peer's Raft log at the end, as a file; -1: there is none
 
 	Ops      []history.Op `json:"-"`
+	Lags     []Lag        `json:"-"`
 	Drawings []Drawing    `json:"-"`
 }
 
@@ -93,6 +99,14 @@ func (r *Run) Decide() {
 			}
 		}
 		f.Gap = max(f.Gap, f.Recovered-last)
+		for _, l := range r.Lags {
+			if l.At >= f.Begin && l.At <= f.Recovered {
+				f.RPO = max(f.RPO, l.Behind)
+			}
+		}
+	}
+	for _, l := range r.Lags {
+		r.RPO = max(r.RPO, l.Behind)
 	}
 	switch {
 	case len(r.Violations) > 0:
@@ -114,8 +128,12 @@ func (r *Run) Elections() string {
 
 // Line is a run in one line.
 func (r *Run) Line() string {
-	return fmt.Sprintf("%-36s %-8s %3d faults in %3.0f s; %6d operations answered, %5d failed, %4d of unknown outcome; elections: %s; longest gap %.1f s",
+	line := fmt.Sprintf("%-36s %-8s %3d faults in %3.0f s; %6d operations answered, %5d failed, %4d of unknown outcome; elections: %s; longest gap %.1f s",
 		r.Name, r.Verdict, len(r.Faults), r.Length.Seconds(), r.OK, r.Failed, r.Unknown, r.Elections(), r.LongestGap.Seconds())
+	if r.RPO > 0 {
+		line += fmt.Sprintf("; RPO %.1f s", r.RPO.Seconds())
+	}
+	return line
 }
 
 // Text is a run in one line, and below it its faults, in seconds since the run began, and what was found.

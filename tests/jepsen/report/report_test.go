@@ -19,7 +19,11 @@ func TestGaps(t *testing.T) {
 		r.Ops = append(r.Ops, history.Op{Peer: history.Anybody, Outcome: history.OK, Return: at * time.Second})
 	}
 	r.Ops = append(r.Ops, history.Op{Peer: 0, Outcome: history.OK, Return: 15 * time.Second})
+	r.Lags = []Lag{{At: 5 * time.Second, Behind: time.Second}, {At: 15 * time.Second, Behind: 3 * time.Second}, {At: 32 * time.Second, Behind: 2 * time.Second}}
 	r.Decide()
+	if r.Faults[0].RPO != 3*time.Second || r.Faults[1].RPO != 2*time.Second || r.RPO != 3*time.Second {
+		t.Errorf("RPOs %v and %v, in all %v", r.Faults[0].RPO, r.Faults[1].RPO, r.RPO)
+	}
 	if r.Faults[0].Gap != 7*time.Second || r.Faults[1].Gap != 4*time.Second || r.LongestGap != 15*time.Second {
 		t.Errorf("gaps %v and %v, in all %v", r.Faults[0].Gap, r.Faults[1].Gap, r.LongestGap)
 	}
