@@ -107,12 +107,14 @@ func (c *Counts) Run(ctx context.Context, tries, parallel int) error {
 		return nil
 	}
 	var stalls []Stalls
-	for _, h := range []Handler{Stock, Ours, Loop} {
-		result, err := Stall(ctx, h, 21*time.Second)
-		if err != nil {
-			return err
+	for _, s := range stallings {
+		for _, h := range []Handler{Stock, Ours, Loop} {
+			result, err := stall(ctx, h, s, 21*time.Second)
+			if err != nil {
+				return err
+			}
+			stalls = append(stalls, result)
 		}
-		stalls = append(stalls, result)
 	}
 	c.Stalls = stalls
 	return c.save()
@@ -204,9 +206,9 @@ func (c *Counts) Table() string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %d | %d (%.1f %%) | %s |\n", n.Scenario, n.Handler, n.Tries, n.Caught, 100*float64(n.Caught)/float64(max(n.Tries, 1)), strings.Join(kinds, "; "))
 	}
-	b.WriteString("\n| Disks of both followers stall | Leader changes | Writes/s |\n|---|---|---|\n")
+	b.WriteString("\n| Disks of both followers hang every 5 s | Handler | Leader changes | Writes/s |\n|---|---|---|---|\n")
 	for _, s := range c.Stalls {
-		fmt.Fprintf(&b, "| %s | %d | %.0f |\n", s.Handler, s.Changes, s.Rate)
+		fmt.Fprintf(&b, "| %s | %s | %d | %.0f |\n", s.Setting, s.Handler, s.Changes, s.Rate)
 	}
 	return b.String()
 }

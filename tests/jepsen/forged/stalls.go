@@ -10,20 +10,34 @@ import (
 
 // Stalls is what became of a cluster with stalling disks.
 type Stalls struct {
+	Setting string  `json:"setting"`
 	Handler Handler `json:"handler"`
 	Changes int     `json:"changes"` // of the leader
 	Stalls  int     `json:"stalls"`
 	Rate    float64 `json:"rate"` // acknowledged writes a second
 }
 
-// Stall has the disks of both followers hang for 400 ms every 5 s, with the
-// product's default timing (500 ms until an election, 250 ms of a lease) and
-// writers that never pause. The leader hears nothing of their main loops for
-// longer than its lease: whoever answers heartbeats meanwhile decides whether it
-// goes on.
-func Stall(ctx context.Context, h Handler, length time.Duration) (Stalls, error) {
-	usual := timing{500 * time.Millisecond, 250 * time.Millisecond}
-	c, err := start(h, [nodes]timing{usual, usual, usual})
+// stalling is for how long disks hang, every five seconds, under Raft timers.
+type stalling struct {
+	hang time.Duration
+	timing
+}
+
+// The settings: the product's default timing, and four times that.
+var stallings = []stalling{
+	{400 * time.Millisecond, timing{500 * time.Millisecond, 250 * time.Millisecond}},
+	{1500 * time.Millisecond, timing{2 * time.Second, time.Second}},
+}
+
+func (s stalling) String() string {
+	return fmt.Sprintf("%s, election after %s, lease %s", s.hang, s.heartbeat, s.lease)
+}
+
+// stall has the disks of both followers hang, with writers that never pause. The
+// leader hears nothing of their main loops for longer than its lease: whoever
+// answers heartbeats meanwhile decides whether it goes on.
+func stall(ctx context.Context, h Handler, s stalling, length time.Duration) (Stalls, error) {
+	c, err := start(h, [nodes]timing{s.timing, s.timing, s.timing})
 	if err != nil {
 		return Stalls{}, err
 	}
@@ -31,7 +45,7 @@ func Stall(ctx context.Context, h Handler, length time.Duration) (Stalls, error)
 	if err := c.settle(ctx); err != nil {
 		return Stalls{}, err
 	}
-	result := Stalls{Handler: h}
+	result := Stalls{Setting: s.String(), Handler: h}
 	first := c.term()
 	running, end := context.WithTimeout(ctx, length)
 	defer end()
@@ -47,14 +61,14 @@ func Stall(ctx context.Context, h Handler, length time.Duration) (Stalls, error)
 			}
 		})
 	}
-	for sleep(running, 4600*time.Millisecond) == nil {
+	for sleep(running, 5*time.Second-s.hang) == nil {
 		hang := make(chan struct{})
 		for _, n := range c.nodes {
 			if !n.leads() {
 				n.disk.hang.Store(&hang)
 			}
 		}
-		_ = sleep(ctx, 400*time.Millisecond)
+		_ = sleep(ctx, s.hang)
 		for _, n := range c.nodes {
 			n.disk.hang.Store(nil)
 		}
