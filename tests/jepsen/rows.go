@@ -20,7 +20,7 @@ type row struct {
 var rows = []row{
 	{number: 1, what: "partitions: leader alone, with the learner, halves, bridge, ring, one-way, flapping; links that are slow or lose packets", nemeses: []string{"partition-leader", "partition-leader-learner",
 		"partition-halves", "partition-bridge", "partition-ring", "partition-deaf-leader", "partition-mute-leader", "partition-flapping", "links-slow", "links-lossy"}},
-	{number: 2, what: "a leader frozen for longer and for less than a lease, and at its most awkward moments", nemeses: []string{"freeze-leader", "freeze-shortly", "freeze-follower", "freeze-awkward"}},
+	{number: 2, what: "a leader frozen for longer and for less than a lease, at its most awkward moments, and with answers to it still on their way", nemeses: []string{"freeze-leader", "freeze-shortly", "freeze-follower", "freeze-awkward", "slow-clock-answers"}},
 	{number: 3, what: "an old leader heard by none goes on writing when it is back: entries forged, as in hashicorp/raft#695", nemeses: []string{"slow-clock-leader"}, tests: []string{"./tests/jepsen/forged TestFrozenLeader"}},
 	{number: 4, what: "power lost, with what was not synced: one peer, all peers at once, after an fsync that failed", nemeses: []string{"power-loss-one", "power-loss-all", "power-loss-torn", "fsync-fails", "fsync-failed"}},
 	{number: 5, what: "SIGKILL: one, a majority, all, and at each step of the programs that matters", nemeses: []string{"kill-leader", "kill-one", "kill-majority", "kill-all", "failpoints"},

@@ -41,5 +41,22 @@ func clocks() []Nemesis {
 				t.Links.Partition(old, rest)
 				return Harm{What: fmt.Sprintf("%v from %v", names(old), names(rest)), Silenced: old, Running: rest, Undo: t.heal}, nil
 			}},
+		{Name: "slow-clock-answers", About: "what voters answer a leader whose clock runs slow stays on its way until another has led for a while", Prepare: SlowClock,
+			Do: func(ctx context.Context, t *Target) (Harm, error) {
+				if err := t.LeadFirst(ctx); err != nil {
+					return Harm{}, err
+				}
+				rest := t.voters(slow)
+				for _, i := range rest {
+					t.Links.Cut(i, slow)
+				}
+				select { // for long enough that rounds of reads and heartbeats were answered
+				case <-ctx.Done():
+					return Harm{Undo: t.heal}, ctx.Err()
+				case <-time.After(300 * time.Millisecond):
+				}
+				t.Links.Partition([]int{slow}, t.peers(slow)) // they elect another
+				return Harm{What: "answers to " + harness.PeerName(slow), Silenced: []int{slow}, Running: rest}.through(t, pairs(rest, []int{slow}), stopped), nil
+			}},
 	}
 }
