@@ -73,6 +73,8 @@ const (
 	recover = 45 * time.Second
 	// settle is when, after a fault began, whom it silences must not answer any more: what was on its way then has arrived or ended.
 	settle = 2 * time.Second
+	// goOn is by when, after a fault began, those that have to go on must have answered something that was asked after settle.
+	goOn = 10 * time.Second
 	// least is how many operations each peer must have answered, each second of the run in which it could, for it to mean anything.
 	least = 5
 	// maxLogBytes is how large the file of a Raft log may get: four times what causes a snapshot.
@@ -315,6 +317,7 @@ func (r *run) attack(ctx context.Context) {
 			hold = 3*time.Second + time.Duration(r.target.Random.IntN(2000))*time.Millisecond
 		}
 		r.pause(ctx, hold)
+		r.await(ctx, f.Done, harm.Running)
 		f.End = r.recorder.Now()
 		r.bite(&f, harm)
 		if harm.Check != nil {
@@ -363,6 +366,22 @@ func (r *run) pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
+}
+
+// await has a fault last until those that have to go on do, or until it is clear that they do not: a busy machine takes longer for an election
+// than some faults are held.
+func (r *run) await(ctx context.Context, done time.Duration, running []int) {
+	limit, cancel := context.WithTimeout(ctx, done+goOn-r.recorder.Now())
+	defer cancel()
+	_ = harness.Poll(limit, func() error {
+		n := r.recorder.OKs(done + settle)
+		for _, i := range running {
+			if n[i] == 0 {
+				return errors.New(harness.PeerName(i))
+			}
+		}
+		return nil
+	})
 }
 
 // bite looks whether the fault did what it should: who was silenced has answered nothing that was asked after it had set in. Those that have
