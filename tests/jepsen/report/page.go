@@ -133,9 +133,9 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem }
 </style>
 <h1 class="{{.Run.Verdict}}">{{.Run.Verdict}} <small>{{.Run.Name}}</small></h1>
 <p>Nemesis {{.Run.Nemesis}}, seed {{.Run.Seed}}, build {{.Run.Build}}, {{with .Run.Config}}{{.}}, {{end}}{{.Run.When.Format "2006-01-02 15:04:05Z"}}.
-{{len .Run.Faults}} faults in {{.Run.Length}}; {{.Run.OK}} operations answered, {{.Run.Failed}} failed, {{.Run.Unknown}} of unknown outcome.
-Clients that may ask any peer waited at most {{.Run.LongestGap}} for an answer.
-{{with .Run.Rows}}Rows: {{.}}. {{end}}Elections: {{.Run.Elections}}.{{with .Run.RPO}} The oldest change that was not archived was at most {{.}} old (RPO).{{end}}{{with .Run.LogBytes}} Bytes of each peer's Raft log: {{.}}.{{end}}</p>
+{{len .Run.Faults}} faults in {{.Run.Length.Round 1000000}}; {{.Run.OK}} operations answered, {{.Run.Failed}} failed, {{.Run.Unknown}} of unknown outcome.
+Clients that may ask any peer waited at most {{.Run.LongestGap.Round 1000000}} for an answer.
+{{with .Run.Rows}}Rows: {{.}}. {{end}}Elections: {{.Run.Elections}}.{{with .Run.RPO}} The oldest change that was not archived was at most {{.Round 1000000}} old (RPO).{{end}}{{with .Run.LogBytes}} Bytes of each peer's Raft log: {{.}}.{{end}}</p>
 {{range .Run.Violations}}<pre class="VIOLATED">{{.}}</pre>{{end}}
 {{range .Run.Invalid}}<pre class="invalid">{{.}}</pre>{{end}}
 <h2>Answers over time</h2>
@@ -143,7 +143,7 @@ Clients that may ask any peer waited at most {{.Run.LongestGap}} for an answer.
 {{range .Charts}}<h3>{{.Title}}</h3>{{.SVG}}{{end}}
 <h2>Faults</h2>
 <table><tr><th>from</th><th>to</th><th>all answer at</th><th>longest gap</th>{{if .Run.RPO}}<th>RPO</th>{{end}}<th>what</th></tr>
-{{range .Run.Faults}}<tr><td>{{.Begin}}</td><td>{{.End}}</td><td>{{.Recovered}}</td><td>{{.Gap}}</td>{{if $.Run.RPO}}<td>{{.RPO}}</td>{{end}}<td>{{.What}}</td></tr>{{end}}</table>
+{{range .Run.Faults}}<tr><td>{{.Begin.Round 1000000}}</td><td>{{.End.Round 1000000}}</td><td>{{.Recovered.Round 1000000}}</td><td>{{.Gap.Round 1000000}}</td>{{if $.Run.RPO}}<td>{{.RPO.Round 1000000}}</td>{{end}}<td>{{.What}}</td></tr>{{end}}</table>
 <h2>Workloads</h2>
 <table><tr><th>workload</th><th>answered</th><th>failed</th><th>unknown</th></tr>
 {{range .Workloads}}<tr><td>{{.Name}}</td><td>{{.OK}}</td><td>{{.Failed}}</td><td>{{.Unknown}}</td></tr>{{end}}</table>
