@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"html/template"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -508,7 +507,7 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 			out.Invalid = append(out.Invalid, name+": "+result.Checker+": "+result.Undecided)
 		}
 		if result.Drawing != nil {
-			out.Drawings = append(out.Drawings, report.Drawing{Name: name, HTML: template.HTML(result.Drawing)})
+			out.Drawings = append(out.Drawings, report.Drawing{Name: name, HTML: string(result.Drawing)})
 		}
 	}
 	for _, w := range l.workloads {

@@ -15,7 +15,8 @@ import (
 // page is the report for people: one file, nothing loaded from anywhere.
 func (r *Run) page() ([]byte, error) {
 	var b bytes.Buffer
-	err := pageTemplate.Execute(&b, map[string]any{"Run": r, "Charts": r.charts(), "Workloads": r.workloads()})
+	shown := min(12, len(r.Violations))
+	err := pageTemplate.Execute(&b, map[string]any{"Run": r, "First": r.Violations[:shown], "More": r.Violations[shown:], "Charts": r.charts(), "Workloads": r.workloads()})
 	return b.Bytes(), err
 }
 
@@ -136,7 +137,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem }
 {{len .Run.Faults}} faults in {{.Run.Length.Round 1000000}}; {{.Run.OK}} operations answered, {{.Run.Failed}} failed, {{.Run.Unknown}} of unknown outcome.
 Clients that may ask any peer waited at most {{.Run.LongestGap.Round 1000000}} for an answer.
 {{with .Run.Rows}}Rows: {{.}}. {{end}}Elections: {{.Run.Elections}}.{{with .Run.RPO}} The oldest change that was not archived was at most {{.Round 1000000}} old (RPO).{{end}}{{with .Run.LogBytes}} Bytes of each peer's Raft log: {{.}}.{{end}}</p>
-{{range .Run.Violations}}<pre class="VIOLATED">{{.}}</pre>{{end}}
+{{range .First}}<pre class="VIOLATED">{{.}}</pre>{{end}}
+{{with .More}}<details><summary>and {{len .}} more</summary>{{range .}}<pre class="VIOLATED">{{.}}</pre>{{end}}</details>{{end}}
 {{range .Run.Invalid}}<pre class="invalid">{{.}}</pre>{{end}}
 <h2>Answers over time</h2>
 <p>Green: answered; red: failed or unknown; blue, dotted: 99th percentile of latency, logarithmic up to 10 s. Behind them: faults, and the time until all peers answered again.</p>

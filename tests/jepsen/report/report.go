@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"html/template"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,7 +42,7 @@ type Lag struct{ At, Behind time.Duration }
 // Drawing is a history that no order explains.
 type Drawing struct {
 	Name string
-	HTML template.HTML // a page of its own
+	HTML string // a page of its own
 }
 
 // Run is one run.

@@ -1,6 +1,8 @@
 package report
 
 import (
+	"html"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,5 +38,24 @@ func TestGaps(t *testing.T) {
 	}
 	if r.Terms[0] = 0; r.Elections() != "unknown" {
 		t.Error(r.Elections())
+	}
+}
+
+// The page is one file: a drawing, a page with scripts, is whole in it.
+func TestPageHoldsDrawings(t *testing.T) {
+	t.Parallel()
+	drawing := "<!doctype html><title>x</title><script>let a = \"b\" && 'c'</script>"
+	r := &Run{Violations: slices.Repeat([]string{"broken"}, 20), Drawings: []Drawing{{Name: "registers", HTML: drawing}}}
+	r.Decide()
+	page, err := r.page()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), `<iframe srcdoc="`)
+	if got, _, _ := strings.Cut(rest, `"></iframe>`); html.UnescapeString(got) != drawing {
+		t.Errorf("%q", got)
+	}
+	if !strings.Contains(string(page), "and 8 more") || strings.Count(string(page), ">broken<") != 20 {
+		t.Errorf("%s", page)
 	}
 }
