@@ -26,8 +26,8 @@ const perCluster = 20
 
 // forgeProcesses brings the scenarios about with the real programs: a leader is cut off whose clock runs slow (S1), or whose disk
 // hangs (U1, which takes root), another leads, and just when they meet again the old one is asked to write. There are as many tries
-// of each as asked for, those of an earlier run included.
-func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.Defect, binaries, out string) int {
+// of each, or of the only one that is wanted, as asked for, those of an earlier run included.
+func forgeProcesses(ctx context.Context, only forged.Scenario, tries int, resume bool, defect planted.Defect, binaries, out string) int {
 	counts, err := forged.Open(filepath.Join(out, "forged-processes.json"), revision, resume)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -40,6 +40,13 @@ func forgeProcesses(ctx context.Context, tries int, resume bool, defect planted.
 	scenarios := []forged.Scenario{forged.Frozen}
 	if os.Geteuid() == 0 {
 		scenarios = append(scenarios, forged.Stalled)
+	}
+	if only != "" {
+		if !slices.Contains(scenarios, only) {
+			fmt.Fprintf(os.Stderr, "there is no scenario %q, or it takes root\n", only)
+			return 3
+		}
+		scenarios = []forged.Scenario{only}
 	}
 	caught, failures := 0, 0
 	for _, s := range scenarios {

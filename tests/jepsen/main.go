@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/spike-ha/spike-ha/internal/planted"
+	"github.com/spike-ha/spike-ha/tests/jepsen/forged"
 	"github.com/spike-ha/spike-ha/tests/jepsen/nemesis"
 	"github.com/spike-ha/spike-ha/tests/jepsen/report"
 )
@@ -47,6 +48,7 @@ func attackAll() int {
 		entries   = flag.Bool("forged", false, "attack Raft alone, in this process: see package forged")
 		tries     = flag.Int("tries", 300, "how many times -forged tries to catch the library's handler of heartbeats")
 		procs     = flag.Bool("processes", false, "-forged attacks clusters of the real programs, which may have one of -defects")
+		scenario  = flag.String("scenario", "", "the `SCENARIO` of -processes, S1 or U1; both when empty")
 		list      = flag.Bool("list", false, "list the nemeses")
 		listRows  = flag.Bool("rows", false, "list the rows, as Markdown")
 	)
@@ -84,7 +86,7 @@ func attackAll() int {
 	}
 	switch {
 	case *entries && *procs:
-		return forgeProcesses(ctx, *tries, s.resume, planted.Defect(*defects), s.binaries, s.out)
+		return forgeProcesses(ctx, forged.Scenario(*scenario), *tries, s.resume, planted.Defect(*defects), s.binaries, s.out)
 	case *entries:
 		return forge(ctx, *tries, s.resume, s.out)
 	case *mustfail:
