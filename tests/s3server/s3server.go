@@ -32,6 +32,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/spike-ha/spike-ha/internal/process"
 )
 
 // Server is a running server as one of its users sees it: Start gives root's view, User another's.
@@ -105,11 +107,6 @@ func (s *Server) start(path, dir, cert, key string) error {
 	}
 	s.Address = l.Addr().String()
 	l.Close()
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	cmd, err := s.command(path, dir, cert, key)
 	if err != nil {
 		return err
@@ -118,35 +115,34 @@ func (s *Server) start(path, dir, cert, key string) error {
 	if err != nil {
 		return err
 	}
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	spawner := process.NewSpawner() // a server ends with this process, however that ends
+	child := &process.Child{Name: program, Binary: cmd.Path, Args: cmd.Args[1:], Env: cmd.Env, LogFile: filepath.Join(dir, "log"), Spawner: spawner}
+	s.stop = func() {
+		_ = child.Kill() // it may have ended
+		spawner.Close()
+	}
+	if err := child.Start(); err != nil {
+		spawner.Close()
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
 	client := &http.Client{Transport: transport}
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for {
 		r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+s.Address+"/", nil)
-		if response, err := client.Do(r); err == nil {
-			response.Body.Close()
-			s.stop = func() {
-				cmd.Process.Kill()
-				<-ended
-			}
-			return nil
+		response, err := client.Do(r)
+		if err == nil {
+			return response.Body.Close()
 		}
-		select {
-		case err := <-ended:
-			said, _ := os.ReadFile(log.Name())
-			return fmt.Errorf("the S3 server ended: %v\n%s", err, said)
-		case <-ctx.Done():
-			cmd.Process.Kill()
-			return fmt.Errorf("the S3 server does not answer: %w", ctx.Err())
-		case <-time.After(20 * time.Millisecond):
+		if child.Info().State == process.Died {
+			err = fmt.Errorf("the S3 server ended: %s: %s", child.Info().Detail, child.LastWords())
+		} else if ctx.Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+			continue
 		}
+		s.stop()
+		return err
 	}
 }
 
