@@ -90,6 +90,7 @@ type run struct {
 	problems []string              // that make the run invalid
 	broken   []string              // violations that were seen while a fault lasted or after it
 	silent   map[int]time.Duration // for how long a peer could not answer
+	mixed    bool                  // some peers are of another version, and refuse what they do not know
 	terms    [2]uint64             // of Raft, at the begin and at the end
 
 	mu      sync.Mutex // guards what follows
@@ -128,6 +129,7 @@ func execute(ctx context.Context, cell Cell, binaries, out string) (*report.Run,
 	}
 	started, cancel := context.WithTimeout(ctx, bringUp)
 	defer cancel()
+	r.mixed = len(o.Versions) > 0
 	c, err := harness.Start(started, o)
 	keep := true
 	defer func() {
@@ -522,7 +524,9 @@ func (r *run) judge(ctx context.Context, l *loading) *report.Run {
 	}
 	note("all", check.Sealed(ops))
 	note("all", check.Indices(ops))
-	note("all", check.Refusals(ops))
+	if !r.mixed {
+		note("all", check.Refusals(ops))
+	}
 	answered := map[int]int{}
 	for _, op := range ops {
 		if op.Outcome == history.OK {
