@@ -2,11 +2,9 @@ package workload
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"sync"
 
-	"github.com/spike-ha/spike-ha/api/client"
 	"github.com/spike-ha/spike-ha/tests/jepsen/check"
 	"github.com/spike-ha/spike-ha/tests/jepsen/history"
 )
@@ -21,10 +19,10 @@ func Restored() Workload {
 	var newest []string
 	return Workload{Name: "restored", PerPeer: 3, Operators: true, Kinds: []string{"add", "read", "list"}, Final: "list", Check: []check.Checker{check.Restored},
 		Setup: func(ctx context.Context, p *Process) error { // what takes a restore several entries of the log
-			for i := range 6 {
-				bulk := map[string]string{"v": ValueMark + strings.Repeat("x", 200<<10)}
-				if _, err := p.Client.Transact(ctx, client.Operation{Op: "put", Path: path(fmt.Sprintf("bulk/%d", i)), Values: bulk}); err != nil {
-					return err
+			for range 6 {
+				e := "restored/" + p.unique()
+				if op := p.write(ctx, "add", e, e, strings.Repeat("x", 200<<10), history.AnyVersion); op.Outcome != history.OK {
+					return op.Undone()
 				}
 			}
 			return nil
