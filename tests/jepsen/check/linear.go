@@ -20,17 +20,13 @@ const (
 	all      = 2 * time.Minute
 )
 
-// linearizable searches an order of the operations of each key that a model allows.
-func linearizable(name string, model porcupine.Model, ops []history.Op) Result {
+// linearizable searches an order of the operations of each key that its model allows: which that is, and of what of its operations, of is asked.
+func linearizable(name string, of func([]history.Op) (porcupine.Model, []history.Op), ops []history.Op) Result {
 	r := Result{Checker: name}
-	model.DescribeOperation = func(in, _ any) string {
-		op := in.(history.Op)
-		return fmt.Sprintf("%s %s → %s %s v%d", op.F, op.In, op.Outcome, op.Out, op.Version)
-	}
-	byKey := map[string][]porcupine.Operation{}
+	byKey := map[string][]history.Op{}
 	for _, op := range ops {
 		if op.Outcome != history.Failed {
-			byKey[op.Key] = append(byKey[op.Key], porcupine.Operation{ClientId: op.Process, Input: op, Output: op, Call: int64(op.Call), Return: int64(op.Return)})
+			byKey[op.Key] = append(byKey[op.Key], op)
 			r.Checked++
 		}
 	}
@@ -41,7 +37,16 @@ func linearizable(name string, model porcupine.Model, ops []history.Op) Result {
 			undecided++
 			continue
 		}
-		result, info := porcupine.CheckOperationsVerbose(model, byKey[key], left)
+		model, list := of(byKey[key])
+		model.DescribeOperation = func(in, _ any) string {
+			op := in.(history.Op)
+			return fmt.Sprintf("%s %s → %s %s v%d", op.F, op.In, op.Outcome, op.Out, op.Version)
+		}
+		var history []porcupine.Operation
+		for _, op := range list {
+			history = append(history, porcupine.Operation{ClientId: op.Process, Input: op, Output: op, Call: int64(op.Call), Return: int64(op.Return)})
+		}
+		result, info := porcupine.CheckOperationsVerbose(model, history, left)
 		switch result {
 		case porcupine.Illegal:
 			r.violate("no order of the %d operations on %s explains their answers", len(byKey[key]), key)
@@ -182,7 +187,14 @@ var secretModel = porcupine.Model{
 }
 
 // Secrets checks reads, writes, compare-and-set, deletions and undeletions of single secrets for linearizability.
-func Secrets(ops []history.Op) Result { return linearizable("linearizable", secretModel, ops) }
+func Secrets(ops []history.Op) Result {
+	return linearizable("linearizable", func(ops []history.Op) (porcupine.Model, []history.Op) {
+		if simple(ops) {
+			return registerModel, settled(ops)
+		}
+		return secretModel, ops
+	}, ops)
+}
 
 var grantModel = porcupine.Model{
 	Init: func() any { return false },
@@ -207,4 +219,6 @@ var grantModel = porcupine.Model{
 
 // Grants checks that whoever asks is allowed or denied as the policy in force then says: at every peer, from the
 // acknowledgement of a grant or a revocation on.
-func Grants(ops []history.Op) Result { return linearizable("grants and revocations", grantModel, ops) }
+func Grants(ops []history.Op) Result {
+	return linearizable("grants and revocations", func(ops []history.Op) (porcupine.Model, []history.Op) { return grantModel, ops }, ops)
+}
