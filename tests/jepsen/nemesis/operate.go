@@ -32,7 +32,7 @@ func operations() []Nemesis {
 			})
 			return Harm{What: "rotated without " + harness.PeerName(victim), Silenced: []int{victim}, Running: t.peers(victim), Undo: func(context.Context) error { return up(t.Peer(victim)) }}, err
 		})},
-		{Name: "rotate", About: "keys are rotated again and again", Do: func(_ context.Context, t *Target) (Harm, error) {
+		{Name: "rotate", About: "keys are rotated again and again", Hold: 8 * time.Second, Do: func(_ context.Context, t *Target) (Harm, error) {
 			return t.rotating(), nil
 		}},
 		{Name: "rekey", About: "a new root key and new shares, while the leader is killed", Do: led(func(ctx context.Context, t *Target, leader int) (Harm, error) {
