@@ -154,10 +154,14 @@ func Deletions() Workload {
 					}
 					last = key(p, epoch(p.Recorder, time.Second))
 					switch p.Random.IntN(12) {
+					case 2, 3:
+						if known.Key == last && known.Version > 0 || p.Random.IntN(2) == 0 { // else there is mostly nothing to delete
+							known = p.remove(ctx, last)
+							break
+						}
+						fallthrough
 					case 0, 1:
 						known = p.write(ctx, "write", last, p.unique(), fmt.Sprintf("%d-%d", p.ID, p.count), history.AnyVersion)
-					case 2, 3:
-						known = p.remove(ctx, last)
 					case 4, 5:
 						key, v := meant()
 						p.changeVersion(ctx, "undelete", key, v, p.Client.Undelete)
