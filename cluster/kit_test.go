@@ -321,6 +321,14 @@ type testCluster struct {
 	joins  map[string]string // addresses of peers that join
 }
 
+// reluctant has all peers but n1 wait long before they stand for election: n1 leads, also
+// on a busy machine, for as long as it lives.
+func reluctant(id string, c *Config) {
+	if id != "n1" {
+		c.Timing = Timing{Heartbeat: 3 * time.Second, Election: 3 * time.Second, Lease: fast.Lease}
+	}
+}
+
 var fast = Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 75 * time.Millisecond}
 
 func newTestCluster(t testing.TB, ids ...string) *testCluster {

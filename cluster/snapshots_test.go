@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -209,11 +210,16 @@ func TestDamagedSnapshotAtRunTimeStopsThePeer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := newTestCluster(t, "n1", "n2", "n3")
-			c.tune = func(_ string, cfg *Config) { cfg.SnapshotBytes = 64 << 10 }
+			c.tune = func(id string, cfg *Config) {
+				cfg.SnapshotBytes = 64 << 10
+				reluctant(id, cfg)
+			}
 			c.startAll()
 			l, late := c.leader(), c.follower().cfg.ID
 			c.stop(late)
 			writeUntilCompacted(t, c, l, 20)
+			last := c.propose(l, strings.Repeat("x", 64<<10)).Index // causes one more, and nothing after it another that would be whole
+			eventually(t, "the last snapshot", func() bool { return l.Status().SnapshotIndex >= last })
 			list, err := filepath.Glob(filepath.Join(l.cfg.Dir, "snapshots", "*", find))
 			must(t, err)
 			for _, path := range list {
@@ -225,7 +231,7 @@ func TestDamagedSnapshotAtRunTimeStopsThePeer(t *testing.T) {
 			c.start(late) // needs the snapshot
 			select {
 			case <-l.Done():
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute): // the library asks one that was silent for long after ten seconds only
 				t.Fatalf("the peer goes on with %d damaged snapshots: %+v", len(list), l.Status())
 			}
 			if !errors.Is(l.Err(), ErrCorruptSnapshot) {
