@@ -325,7 +325,7 @@ type testCluster struct {
 // on a busy machine, for as long as it lives.
 func reluctant(id string, c *Config) {
 	if id != "n1" {
-		c.Timing = Timing{Heartbeat: 3 * time.Second, Election: 3 * time.Second, Lease: fast.Lease}
+		c.Timing = Timing{Heartbeat: 3 * time.Second, Election: 3 * time.Second, Lease: 1500 * time.Millisecond}
 	}
 }
 

@@ -218,22 +218,32 @@ func TestDamagedSnapshotAtRunTimeStopsThePeer(t *testing.T) {
 			l, late := c.leader(), c.follower().cfg.ID
 			c.stop(late)
 			writeUntilCompacted(t, c, l, 20)
-			last := c.propose(l, strings.Repeat("x", 64<<10)).Index // causes one more, and nothing after it another that would be whole
-			eventually(t, "the last snapshot", func() bool { return l.Status().SnapshotIndex >= last })
-			list, err := filepath.Glob(filepath.Join(l.cfg.Dir, "snapshots", "*", find))
-			must(t, err)
-			for _, path := range list {
-				b, err := os.ReadFile(path)
+			damaged := map[string]bool{}
+			damage := func() (making bool) { // all that there are; one may still be made
+				list, err := filepath.Glob(filepath.Join(l.cfg.Dir, "snapshots", "*", find))
 				must(t, err)
-				b[len(b)/2] ^= 1
-				must(t, os.WriteFile(path, b, 0o600))
+				for _, path := range list {
+					if strings.HasSuffix(filepath.Dir(path), ".tmp") {
+						making = true
+					} else if b, err := os.ReadFile(path); err == nil && !damaged[path] { // else it was dropped meanwhile
+						b[len(b)/2] ^= 1
+						must(t, os.WriteFile(path, b, 0o600))
+						damaged[path] = true
+					}
+				}
+				return making
 			}
-			c.start(late) // needs the snapshot
-			select {
-			case <-l.Done():
-			case <-time.After(time.Minute): // the library asks one that was silent for long after ten seconds only
-				t.Fatalf("the peer goes on with %d damaged snapshots: %+v", len(list), l.Status())
+			eventually(t, "all snapshots to be damaged", func() bool { return !damage() && len(damaged) > 0 })
+			c.start(late) // needs the snapshot; the library asks one that was silent for long after ten seconds only
+			for end := time.After(time.Minute); l.Err() == nil; damage() {
+				select {
+				case <-l.Done():
+				case <-time.After(5 * time.Millisecond):
+				case <-end:
+					t.Fatalf("the peer goes on with %d damaged snapshots: %+v", len(damaged), l.Status())
+				}
 			}
+			<-l.Done()
 			if !errors.Is(l.Err(), ErrCorruptSnapshot) {
 				t.Errorf("it stopped because of: %v", l.Err())
 			}
