@@ -60,6 +60,9 @@ func (c Cell) config() string {
 		links = "a network for each process"
 	}
 	text := fmt.Sprintf("%d voters, %d learners, %d Keepers, %s, attacked for %s, pauses of %s", c.Voters, c.Learners, c.Keepers, links, c.Length, c.Pace)
+	if c.Drawn {
+		text += ", pairs drawn"
+	}
 	if len(c.Workloads) > 0 {
 		text += ", workloads " + strings.Join(c.Workloads, " ")
 	}
@@ -273,20 +276,27 @@ func (r *run) load(ctx context.Context) (*loading, error) {
 	return l, nil
 }
 
-// lag notes, twice a second, how old the oldest change is that is not archived: what would be lost with everything.
+// lag notes, twice a second, how old the oldest change is that is not archived: what would be lost with everything. Where nobody archives it ends.
 func (r *run) lag(ctx context.Context) {
-	for ctx.Err() == nil {
+	archives := func(p client.PeerStatus) bool { return p.Archive != nil }
+	for first := true; ctx.Err() == nil; r.pause(ctx, 500*time.Millisecond) {
 		limit, cancel := context.WithTimeout(ctx, 2*time.Second)
 		s, err := r.target.Operator.Status(limit)
 		cancel()
+		if err != nil {
+			continue
+		}
+		if first && !slices.ContainsFunc(s.Peers, archives) { // no fault was done yet
+			return
+		}
+		first = false
 		for _, p := range s.Peers {
-			if a := p.Archive; err == nil && a != nil && a.Active {
+			if a := p.Archive; a != nil && a.Active {
 				r.mu.Lock()
 				r.lags = append(r.lags, report.Lag{At: r.recorder.Now(), Behind: time.Duration(a.BehindSeconds * float64(time.Second))})
 				r.mu.Unlock()
 			}
 		}
-		r.pause(ctx, 500*time.Millisecond)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package workload is what clients do to a cluster that is attacked. A workload
-// makes operations, records them, and names the checkers that judge them; it
-// retries nothing that it does not record.
+// makes operations, records them, and names the checkers that judge them. One
+// operation may take several requests: what was answered last counts.
 package workload
 
 import (
