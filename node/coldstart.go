@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -127,7 +128,11 @@ func (c *coldStart) mayBegin(ctx context.Context, archive *snapshot.Archive, lis
 	case claimed && last < highest:
 		return claimedBy(&snapshot.ClaimedError{By: claim})
 	case begun != nil:
-		return cannot("this peer began to restore incarnation %d of cluster %x, and by now the archive is of incarnation %d, which others began: %s", begun.Incarnation, id, highest, giveUp)
+		others := "others"
+		if claimed {
+			others = fmt.Sprintf("%s of the peers %s", claim.By, strings.Join(claim.Peers, ","))
+		}
+		return cannot("this peer began to restore incarnation %d of cluster %x, and by now the archive is of incarnation %d, which %s began: %s", begun.Incarnation, id, highest, others, giveUp)
 	case last < highest:
 		return cannot("incarnation %d of cluster %x was begun and has no snapshot in the archive, so it is not known whether it is still alive somewhere; %s", highest, id, byHand)
 	case claimed && !slices.Equal(claim.Peers, c.peers()):

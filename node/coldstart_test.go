@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -321,6 +322,42 @@ func TestColdStartRefuses(t *testing.T) {
 			t.Error("it is the cluster of before")
 		}
 	})
+}
+
+// Others were first and have shipped since: a peer that had begun, and could not claim it, says who they are.
+func TestColdStartTooLate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	c := shipping(t, dir)
+	put(t, c.Client(nodetest.Role("superuser")), "a", "1")
+	shipped(t, c, archiveOf(t, dir))
+	loseDisks(t, c)
+	id := listOf(t, dir)[0].Cluster
+	cluster := filepath.Join(dir, "v1", hex.EncodeToString(id[:]))
+	first, second := filepath.Join(cluster, fmt.Sprintf("%020d", 1)), filepath.Join(cluster, fmt.Sprintf("%020d", 2))
+	if err := os.WriteFile(second, nil, 0o600); err != nil { // nothing can be stored below it
+		t.Fatal(err)
+	}
+	startAll(c)
+	refuses(t, c, 0, "incarnation 2 could not be claimed")
+	for i := range 3 {
+		c.Stop(i)
+	}
+	if err := os.Remove(second); err != nil {
+		t.Fatal(err)
+	}
+	copyTo(t, filepath.Join(second, "snapshot"), filepath.Join(first, "snapshot"))
+	err := archiveOf(t, dir).Claim(ctx, snapshot.Claimed{Cluster: id, Incarnation: 2, Nonce: [32]byte{1}, By: "nexus-9", Peers: []string{"nexus-9=there:1"}, When: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	startAll(c)
+	refuses(t, c, 0, "began to restore incarnation 2", "which nexus-9 of the peers nexus-9=there:1 began", "remove raft/")
+	for i := range 3 {
+		if h := c.Node(i).Health(); h.Formed || c.Node(i).HasKeys() {
+			t.Errorf("peer %d: %+v", i+1, h)
+		}
+	}
 }
 
 func listOf(t *testing.T, dir string) []snapshot.Item {
