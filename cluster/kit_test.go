@@ -329,7 +329,8 @@ func reluctant(id string, c *Config) {
 	}
 }
 
-var fast = Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 75 * time.Millisecond}
+// patient enough for a busy machine with the race detector: no test may depend on that nothing stands still for so long.
+var fast = Timing{Heartbeat: 500 * time.Millisecond, Election: 500 * time.Millisecond, Lease: 500 * time.Millisecond}
 
 func newTestCluster(t testing.TB, ids ...string) *testCluster {
 	t.Helper()

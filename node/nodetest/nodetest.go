@@ -129,6 +129,7 @@ func (c *Cluster) place(listeners [2]net.Listener, list func(*node.Config)) {
 	cfg.ID = fmt.Sprintf("nexus-%d", i+1)
 	cfg.DataDir = filepath.Join(c.Dir, cfg.ID)
 	cfg.TrustRoot = Domain
+	cfg.Heartbeat = time.Second // a busy machine with the race detector does not lose its leaders by that
 	cfg.EndpointSocket = c.Socket("/spike/nexus/" + cfg.ID)
 	cfg.APIListener, cfg.PeerListener = listeners[0], listeners[1]
 	var keepers []string
