@@ -26,13 +26,16 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the transcripts in testdata; read the difference before committing it")
 
+// calm is a heartbeat under which nobody is elected anew because a machine is busy: each request of a transcript is sent once.
+const calm = 3 * time.Second
+
 // The transcripts in testdata are the SPIKE protocol and the native API as we
 // serve them, request by request (their format is described in
 // testdata/README.md). They are played
 // with a bare HTTP client, so that nothing of ours can make up for a mistake.
 func TestWire(t *testing.T) {
 	t.Parallel()
-	c := nodetest.Booted(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) { cfg.MaxVersions = 3 }})
+	c := nodetest.Booted(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) { cfg.MaxVersions, cfg.Heartbeat = 3, calm }})
 	leader := c.Leader()
 	for _, run := range []struct {
 		name   string
@@ -59,7 +62,7 @@ func TestWire(t *testing.T) {
 // Everything while there are no keys, and the way back with recovery shares.
 func TestWireSealed(t *testing.T) {
 	t.Parallel()
-	c := nodetest.New(t, nodetest.Options{})
+	c := nodetest.New(t, nodetest.Options{Configure: func(_ int, cfg *node.Config) { cfg.Heartbeat = calm }})
 	c.Leader()
 	p := newPlayer(t, c, []int{0, 1, 2}, false)
 	p.play("testdata/uninitialised.txt", *update)
