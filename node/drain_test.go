@@ -81,9 +81,12 @@ func TestDrain(t *testing.T) {
 	if err := only.UndrainMember(ctx, id(leader)); err != nil {
 		t.Fatal(err)
 	}
-	if got := ready(leader); got != http.StatusOK {
-		t.Errorf("readiness afterwards: %d", got)
-	}
+	nodetest.Eventually(t, "it is ready afterwards", func() error {
+		if got := ready(leader); got != http.StatusOK {
+			return fmt.Errorf("readiness: %d", got)
+		}
+		return nil
+	})
 	other := (leader + 1) % 3
 	c.Stop(other)
 	c.Configure(other, func(cfg *node.Config) { cfg.DrainGrace = 0 })

@@ -29,7 +29,7 @@ import (
 const Domain = "example.org"
 
 // Patience bounds every wait; it is long because test machines are busy.
-const Patience = 60 * time.Second
+const Patience = 2 * time.Minute
 
 // Options shape a cluster; zero values mean three peers and three Keepers.
 type Options struct {

@@ -151,9 +151,13 @@ func (r *Run) Text() string {
 // Table is runs as Markdown.
 func Table(runs []*Run) string {
 	var b strings.Builder
-	b.WriteString("\n| Nemesis | Rows | Seed | Verdict | Faults | Answered | Failed | Unknown | Elections | Longest gap |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("\n| Nemesis | Rows | Seed | Verdict | Faults | Answered | Failed | Unknown | Elections | Longest gap | RPO |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range runs {
-		fmt.Fprintf(&b, "| %s | %s | %d | %s | %d | %d | %d | %d | %s | %.1f s |\n", r.Nemesis, strings.Trim(fmt.Sprint(r.Rows), "[]"), r.Seed, r.Verdict, len(r.Faults), r.OK, r.Failed, r.Unknown, r.Elections(), r.LongestGap.Seconds())
+		rpo := ""
+		if r.RPO > 0 {
+			rpo = fmt.Sprintf("%.1f s", r.RPO.Seconds())
+		}
+		fmt.Fprintf(&b, "| %s | %s | %d | %s | %d | %d | %d | %d | %s | %.1f s | %s |\n", r.Nemesis, strings.Trim(fmt.Sprint(r.Rows), "[]"), r.Seed, r.Verdict, len(r.Faults), r.OK, r.Failed, r.Unknown, r.Elections(), r.LongestGap.Seconds(), rpo)
 	}
 	return b.String()
 }

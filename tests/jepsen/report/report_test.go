@@ -29,7 +29,7 @@ func TestGaps(t *testing.T) {
 	if r.Faults[0].Gap != 7*time.Second || r.Faults[1].Gap != 4*time.Second || r.LongestGap != 15*time.Second {
 		t.Errorf("gaps %v and %v, in all %v", r.Faults[0].Gap, r.Faults[1].Gap, r.LongestGap)
 	}
-	if got := Table([]*Run{r}); !strings.HasSuffix(got, "| x | 2 22 | 7 | passed | 2 | 7 | 0 | 0 | 5 | 15.0 s |\n") {
+	if got := Table([]*Run{r}); !strings.HasSuffix(got, "| x | 2 22 | 7 | passed | 2 | 7 | 0 | 0 | 5 | 15.0 s | 3.0 s |\n") {
 		t.Error(got)
 	}
 	page, err := r.page()
