@@ -82,6 +82,13 @@ func (c *Child) Running() (pid int, start string, ok bool) {
 	return c.cmd.Process.Pid, c.start, true
 }
 
+// Ending is whether the process runs although it was told to end: one that waits for a disk that hangs does, when it is killed.
+func (c *Child) Ending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cmd != nil && c.asked != Died
+}
+
 // Start starts the process.
 func (c *Child) Start() error {
 	c.still.RLock()

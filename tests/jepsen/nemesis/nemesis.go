@@ -152,6 +152,14 @@ func overlap(a, b Nemesis, drawn bool) Nemesis {
 			both.Excused = silenced
 			if err != nil {
 				both.What = lower.What + "; not done: " + err.Error()
+				undo := both.Undo
+				both.Undo = func(ctx context.Context) error { // it may have killed some, or others have to die yet
+					failed := undo(ctx)
+					for i := range t.Peers() {
+						failed = errors.Join(failed, up(t.Peer(i)))
+					}
+					return failed
+				}
 			}
 			both.Bit = func(ctx context.Context) error {
 				first, second := lower.bit(ctx), err

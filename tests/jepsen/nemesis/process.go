@@ -20,14 +20,20 @@ func down(list ...*process.Child) (failed error) {
 	return failed
 }
 
+// up has all of them run, unfrozen; what was told to end and could not, for a disk that hung, ends first.
 func up(list ...*process.Child) (failed error) {
+	runs := func(p *process.Child) bool { _, _, runs := p.Running(); return runs }
 	for _, p := range list {
-		if _, _, runs := p.Running(); runs {
-			failed = errors.Join(failed, p.Thaw())
-		} else if err := p.Start(); err != nil {
-			if _, _, runs := p.Running(); !runs { // else another harm's end was faster
+		if p.Ending() {
+			if err := p.Kill(); err != nil && runs(p) {
 				failed = errors.Join(failed, err)
+				continue
 			}
+		}
+		if runs(p) {
+			failed = errors.Join(failed, p.Thaw())
+		} else if err := p.Start(); err != nil && !runs(p) { // else another harm's end was faster
+			failed = errors.Join(failed, err)
 		}
 	}
 	return failed
