@@ -320,6 +320,7 @@ func (r *run) attack(ctx context.Context) {
 			if harm.Undo != nil {
 				_ = harm.Undo(ctx)
 			}
+			_ = r.target.Revive()
 			return
 		}
 		f.What, f.Done = harm.What, r.recorder.Now()

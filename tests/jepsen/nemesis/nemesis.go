@@ -153,13 +153,7 @@ func overlap(a, b Nemesis, drawn bool) Nemesis {
 			if err != nil {
 				both.What = lower.What + "; not done: " + err.Error()
 				undo := both.Undo
-				both.Undo = func(ctx context.Context) error { // it may have killed some, or others have to die yet
-					failed := undo(ctx)
-					for i := range t.Peers() {
-						failed = errors.Join(failed, up(t.Peer(i)))
-					}
-					return failed
-				}
+				both.Undo = func(ctx context.Context) error { return errors.Join(undo(ctx), t.Revive()) }
 			}
 			both.Bit = func(ctx context.Context) error {
 				first, second := lower.bit(ctx), err

@@ -39,6 +39,14 @@ func up(list ...*process.Child) (failed error) {
 	return failed
 }
 
+// Revive has all peers run, after harm that could not be done: it may have killed some, and others have to die yet.
+func (t *Target) Revive() (failed error) {
+	for i := range t.Peers() {
+		failed = errors.Join(failed, up(t.Peer(i)))
+	}
+	return failed
+}
+
 // processes kill and freeze peers.
 func processes() []Nemesis {
 	kill := func(t *Target, victims ...int) (Harm, error) {
