@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -206,8 +207,8 @@ func TestDamageToAnOlderSnapshot(t *testing.T) {
 // A leader that cannot bring a follower back, because its snapshot is damaged, ends, so that another one leads.
 func TestDamagedSnapshotAtRunTimeStopsThePeer(t *testing.T) {
 	t.Parallel()
-	for name, find := range map[string]string{"what the library says of it": "meta.json", "its state": "state.bin"} {
-		t.Run(name, func(t *testing.T) {
+	for find, place := range map[string][]byte{"meta.json": []byte(`"Index":`), "state.bin": nil} { // most of what the library says is not read by anybody
+		t.Run(find, func(t *testing.T) {
 			t.Parallel()
 			c := newTestCluster(t, "n1", "n2", "n3")
 			c.tune = func(id string, cfg *Config) {
@@ -226,7 +227,7 @@ func TestDamagedSnapshotAtRunTimeStopsThePeer(t *testing.T) {
 					if strings.HasSuffix(filepath.Dir(path), ".tmp") {
 						making = true
 					} else if b, err := os.ReadFile(path); err == nil && !damaged[path] { // else it was dropped meanwhile
-						b[len(b)/2] ^= 1
+						b[bytes.Index(b, place)+len(place)] ^= 1
 						must(t, os.WriteFile(path, b, 0o600))
 						damaged[path] = true
 					}
